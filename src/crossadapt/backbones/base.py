@@ -1,0 +1,139 @@
+"""What every backbone family offers: the `Backbone` contract and the words it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+Tower = Literal["vision", "text", "fusion"]
+SiteKind = Literal["embedding", "attention", "mlp", "block"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named point in a tower: the output of one submodule.
+
+    For ``attention`` and ``mlp`` that is before the residual is added, for ``block`` after the
+    whole layer, for ``embedding`` (layer -1) the token sequence before the first layer. Attention
+    modules return a tuple whose first element is the output.
+
+    `name` reads ``vision.3.attention``; `path` is the dotted path of the submodule inside
+    ``backbone.model``; `width` is the size of the last axis of its output.
+    """
+
+    name: str
+    tower: Tower
+    layer: int
+    kind: SiteKind
+    path: str
+    width: int
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokenised texts: `ids` (B, L) int64 and `mask` (B, L) bool.
+
+    L is the longest real length in the batch; for families that read padding as part of the text
+    (SigLIP) it is the maximum length and the mask is True everywhere.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+class Preprocess(Protocol):
+    """The checkpoint's own picture preparation, in an exact integer half and a cheap float half.
+
+    ``preprocess(image)`` equals ``preprocess.normalise(preprocess.pixels(image)[None])[0]``.
+    """
+
+    size: tuple[int, int]
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Resize and crop an RGB picture to uint8 (3, H, W); what caches store."""
+        ...
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Scale and normalise uint8 (B, 3, H, W) to the float32 the vision tower expects."""
+        ...
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Both halves for one picture: float32 (3, H, W)."""
+        ...
+
+
+class Backbone(Protocol):
+    """A frozen vision-language model. `model` is never changed; adapters live in `adapters`.
+
+    `override_source` and `shadow` are where adapters that replace parameters or modules take
+    effect: see `hf.HFBackbone`. `attention` holds the implementation in use per tower.
+    """
+
+    family: str
+    source: str
+    model: nn.Module
+    adapters: nn.ModuleDict
+    preprocess: Preprocess
+    tokenize: Callable[[Sequence[str]], TokenBatch]
+    override_source: Callable[[], Mapping[str, Tensor]] | None
+    shadow: nn.Module | None
+    attention: dict[str, str]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size D of the shared feature space."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the frozen weights are."""
+        ...
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) float to projected, un-normalised features (B, D)."""
+        ...
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask (B, L) to projected, un-normalised features (B, D)."""
+        ...
+
+    def encode_frames(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        """Pixels (B, F, 3, H, W) and mask (B, F) to features (B, F, D); masked frames are zero."""
+        ...
+
+    def sites(self) -> list[Site]:
+        """Every insertion point, vision first, then text, by layer."""
+        ...
+
+    def width(self, tower: Tower) -> int:
+        """Hidden size of a tower."""
+        ...
+
+    def depth(self, tower: Tower) -> int:
+        """Number of transformer layers of a tower."""
+        ...
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Log of the similarity scale, a scalar, with any active override applied."""
+        ...
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """Bias of the sigmoid loss where the family has one."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of configuration, weights, tokenizer and preprocessing, never of adapters."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a run record says about the backbone; plain JSON values."""
+        ...

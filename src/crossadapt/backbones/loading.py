@@ -1,0 +1,138 @@
+"""`load`: one name for every way to get a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from crossadapt.backbones.attention import AttentionChoice
+from crossadapt.backbones.hf import HFBackbone
+from crossadapt.errors import UserError, did_you_mean
+
+BUNDLED = ("pico-clip",)
+
+
+def load(
+    source: str,
+    *,
+    attention: AttentionChoice = "auto",
+    dtype: str | torch.dtype | None = None,
+    weights: bool = True,
+    tokenizer: str | None = None,
+    corpus: Sequence[str] | None = None,
+    seed: int | None = None,
+) -> HFBackbone:
+    """Load a frozen backbone.
+
+    Args:
+        source: one of
+
+            * ``pico-clip``, the demonstration model inside this package;
+            * a local directory in Hugging Face layout (CLIP, SigLIP, fixed-resolution SigLIP 2);
+            * a hub id such as ``openai/clip-vit-base-patch32``: the only source that may use the
+              network, and only for that repository; files already in the cache are used offline;
+            * ``config:NAME``, the true architecture with random weights, see
+              `config_names`;
+            * ``new:FILE``, random weights and an own tokenizer as a YAML file describes;
+            * ``tiny:clip`` or ``tiny:siglip``, for tests.
+        attention: ``eager``, ``sdpa`` or ``auto``: what `choose_attention` picks per tower. The
+            result is in `backbone.attention`.
+        dtype: of the frozen weights, float32 unless given (half-precision files are cast).
+        weights: False builds the architecture alone, for counting: no memory, no time, and no
+            encoding.
+        tokenizer: directory of a tokenizer, for ``config:`` sources or to replace a directory's.
+        corpus: texts to train the tokenizer of a ``new:`` source on.
+        seed: of random weights, for ``config:``, ``new:`` and ``tiny:`` sources.
+
+    Returns:
+        The backbone, frozen and in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: whatever is missing, damaged or unsupported, with the file and the fix.
+    """
+    kind = _dtype(dtype)
+    # Tensors created under inference mode could never take part in training later.
+    with torch.inference_mode(False):
+        backbone = _read(source, kind, weights, tokenizer, corpus, seed)
+        backbone.to(kind)
+    backbone.use_attention(attention)
+    return backbone
+
+
+def _read(
+    source: str,
+    dtype: torch.dtype,
+    weights: bool,
+    tokenizer: str | None,
+    corpus: Sequence[str] | None,
+    seed: int | None,
+) -> HFBackbone:
+    scheme, colon, rest = source.partition(":")
+    if corpus is not None and scheme != "new":
+        raise UserError("Only new: sources train a tokenizer from a corpus.", where=source)
+    if colon and scheme == "config":
+        from crossadapt.backbones.architectures import load_config
+
+        return load_config(rest, seed=seed, weights=weights, tokenizer=tokenizer)
+    if colon and scheme == "new":
+        from crossadapt.backbones.new import load_new
+
+        return load_new(rest, corpus=corpus, seed=seed, weights=weights)
+    if colon and scheme == "tiny":
+        from crossadapt.backbones.miniature import tiny
+
+        return tiny(rest, seed=seed or 0, weights=weights)
+    from crossadapt.backbones.directory import load_directory
+
+    folder = _locate(source)
+    return load_directory(folder, source=source, dtype=dtype, weights=weights, tokenizer=tokenizer)
+
+
+def _locate(source: str) -> Path:
+    if source in BUNDLED:
+        folder = Path(str(files("crossadapt") / "assets" / source))
+        if not folder.is_dir():
+            raise UserError(
+                f"The bundled model {source!r} is not in this installation.",
+                where=str(folder),
+                fix="install the released package, or name a directory or a hub id",
+            )
+        return folder
+    folder = Path(source).expanduser()
+    if source and folder.is_dir():
+        return folder
+    if source and folder.exists():
+        raise UserError(
+            "A backbone is a directory, not a file.",
+            where=source,
+            fix="give the directory; write new:FILE for an architecture file",
+        )
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")) and ":" not in source:
+        from crossadapt.backbones.hub import fetch
+
+        return fetch(source)
+    if not source or "/" in source or "\\" in source:
+        raise UserError(
+            "The backbone directory does not exist.",
+            where=source or "an empty name",
+            fix="check the path",
+        )
+    from crossadapt.backbones.architectures import config_names
+
+    names = [*BUNDLED, *(f"config:{name}" for name in config_names()), "tiny:clip", "tiny:siglip"]
+    raise UserError(
+        f"Unknown backbone {source!r}: no such directory and no such name.",
+        where=source,
+        fix=did_you_mean(source, names),
+    )
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in kinds:
+        raise UserError(f"Unknown dtype {name!r}.", fix="use float32, bfloat16 or float16")
+    return kinds[name]

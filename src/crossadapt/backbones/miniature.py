@@ -1,0 +1,121 @@
+"""Tiny random models with a working tokenizer and preprocessing, for tests and examples."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from crossadapt.backbones.architectures import published_preprocess
+from crossadapt.backbones.building import FAMILIES, make_config, make_model
+from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.tokenizing import make_tokens
+from crossadapt.errors import UserError, did_you_mean
+
+_IMAGE, _PATCH = 32, 8
+_POSITIONS = {"clip": 32, "siglip": 24}
+_CORPUS = (
+    "a photo of a red door",
+    "a drawing of two green birds on a blue boat",
+    "the small white house with a yellow flower",
+)
+
+
+def tiny(
+    family: str = "clip",
+    *,
+    vision_layers: int = 2,
+    text_layers: int = 3,
+    vision_width: int = 24,
+    text_width: int = 16,
+    projection_dim: int = 12,
+    heads: int = 2,
+    seed: int = 0,
+    weights: bool = True,
+) -> HFBackbone:
+    """A random backbone of a few thousand parameters that takes real pictures and real texts.
+
+    Depths and widths of the towers differ on purpose. Pictures are 32 x 32 with patches of 8.
+
+    Args:
+        family: ``clip`` or ``siglip``.
+        vision_layers: depth of the vision tower.
+        text_layers: depth of the text tower.
+        vision_width: hidden size of the vision tower, a multiple of `heads`.
+        text_width: hidden size of the text tower, a multiple of `heads`.
+        projection_dim: size of the shared space of CLIP; SigLIP's is `vision_width`.
+        heads: attention heads of both towers.
+        seed: of the weights; the same seed gives the same model.
+        weights: False builds it without weights.
+    """
+    if family not in FAMILIES:
+        raise UserError(
+            f"Unknown family {family!r}.",
+            where=f"tiny:{family}",
+            fix=did_you_mean(family, FAMILIES),
+        )
+    tokenizer = _clip_tokens() if family == "clip" else _siglip_tokens()
+    vision = {**_tower(vision_layers, vision_width, heads), "image_size": _IMAGE}
+    vision["patch_size"] = _PATCH
+    text = {
+        **_tower(text_layers, text_width, heads),
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": _POSITIONS[family],
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family == "clip":
+        shared = {"projection_dim": projection_dim}
+        config = make_config("clip", {**vision, **shared}, {**text, **shared}, **shared)
+    else:
+        config = make_config("siglip", vision, {**text, "projection_size": vision_width})
+    backbone = FAMILIES[family](
+        make_model(config, seed=seed, weights=weights),
+        source=f"tiny:{family}",
+        preprocess=published_preprocess(family, _IMAGE),
+        tokenize=make_tokens(tokenizer, config, f"tiny:{family}"),
+    )
+    backbone.use_attention("auto")
+    return backbone
+
+
+def _tower(layers: int, width: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+
+
+@lru_cache(maxsize=1)
+def _clip_tokens() -> Any:
+    from crossadapt.backbones.bpe import SMALLEST, clip_tokenizer, train_bpe
+
+    return clip_tokenizer(*train_bpe(_CORPUS, SMALLEST + 64), _POSITIONS["clip"])
+
+
+@lru_cache(maxsize=1)
+def _siglip_tokens() -> Any:
+    """Bytes and an end token, padded with that token as SigLIP's own tokenizer does."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import PreTrainedTokenizerFast
+
+    end = "</s>"
+    vocabulary = {token: index for index, token in enumerate(sorted(ByteLevel.alphabet()))}
+    vocabulary[end] = len(vocabulary)
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=end,
+        pad_token=end,
+        model_max_length=_POSITIONS["siglip"],
+    )

@@ -1,0 +1,110 @@
+"""Texts: real lengths for CLIP, full lengths for SigLIP, features as the padded reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from crossadapt.backbones import load, tiny
+from crossadapt.backbones.bpe import END, START, train_bpe
+from crossadapt.errors import UserError
+
+TEXTS = ["a red door", "Two BLUE birds,  café 漢字 🙂", "x", ""]
+LONG = "a photo of a red door " * 20
+
+
+def test_clip_cut_equals_padded(clip_folder):
+    backbone = load(str(clip_folder))
+    batch = backbone.tokenize(TEXTS)
+    padded = AutoTokenizer.from_pretrained(clip_folder)(
+        TEXTS, padding="max_length", max_length=32, truncation=True, return_tensors="pt"
+    )
+    assert batch.ids.shape[1] < padded["input_ids"].shape[1] == 32
+    assert batch.ids.dtype == torch.int64
+    assert batch.mask.dtype == torch.bool
+    assert batch.mask.sum(1).tolist() == padded["attention_mask"].sum(1).tolist()
+    length = batch.ids.shape[1]
+    assert torch.equal(batch.ids, padded["input_ids"][:, :length])
+    expected = backbone.model.get_text_features(**padded).pooler_output
+    torch.testing.assert_close(
+        backbone.encode_text(batch.ids, batch.mask), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_clip_features_do_not_depend_on_the_rest_of_the_batch():
+    backbone = tiny("clip")
+    alone = backbone.tokenize(["x"])
+    together = backbone.tokenize(["x", LONG])
+    torch.testing.assert_close(
+        backbone.encode_text(alone.ids, alone.mask)[0],
+        backbone.encode_text(together.ids, together.mask)[0],
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_clip_long_text_keeps_its_end():
+    backbone = tiny("clip")
+    batch = backbone.tokenize([LONG, "x"])
+    eos = backbone.tokenize.tokenizer.eos_token_id
+    assert batch.ids.shape == (2, 32)
+    assert batch.ids[0, -1] == eos
+    assert (batch.ids[0, :-1] != eos).all()
+    assert backbone.encode_text(batch.ids, batch.mask).shape == (2, 12)
+
+
+def test_siglip_equals_the_padded_reference(siglip_folder):
+    backbone = load(str(siglip_folder))
+    texts = [*TEXTS, LONG]
+    batch = backbone.tokenize(texts)
+    assert batch.ids.shape == (5, 24)
+    assert batch.mask.all()
+    padded = AutoTokenizer.from_pretrained(siglip_folder)(
+        texts, padding="max_length", max_length=24, truncation=True, return_tensors="pt"
+    )
+    assert torch.equal(batch.ids, padded["input_ids"])
+    expected = backbone.model.get_text_features(padded["input_ids"]).pooler_output
+    torch.testing.assert_close(backbone.encode_text(batch.ids), expected, atol=1e-6, rtol=0)
+
+
+def test_legacy_end_token_pools_at_the_largest_id():
+    """Checkpoints from before 2023 say eos_token_id 2 and mean the largest id."""
+    backbone = tiny("clip")
+    tokens = type(backbone.tokenize)(backbone.tokenize.tokenizer, 32, 2, "memory")
+    batch = tokens(TEXTS)
+    expected = backbone.encode_text(batch.ids)
+    backbone.model.text_model.eos_token_id = 2
+    assert torch.equal(backbone.encode_text(batch.ids), expected)
+
+
+def test_an_end_token_that_does_not_fit_is_an_error():
+    backbone = tiny("clip")
+    with pytest.raises(UserError, match="pools at token 7"):
+        type(backbone.tokenize)(backbone.tokenize.tokenizer, 32, 7, "memory")
+
+
+@pytest.mark.parametrize("texts", ["a red door", [], [1, 2]])
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_what_is_not_a_list_of_texts_is_an_error(family, texts):
+    with pytest.raises(UserError, match="list of texts"):
+        tiny(family).tokenize(texts)
+
+
+def test_bpe_is_deterministic_and_complete():
+    corpus = ["a red door", "the red doors", "café"] * 3
+    vocabulary, merges = train_bpe(corpus, 600)
+    again, _ = train_bpe(list(reversed(corpus)), 600)
+    assert vocabulary == again
+    assert list(vocabulary.values()) == list(range(len(vocabulary)))
+    assert len(vocabulary) <= 600
+    assert vocabulary[START], vocabulary[END] == (len(vocabulary) - 2, len(vocabulary) - 1)
+    assert len(merges) == len(vocabulary) - 514
+    capped, _ = train_bpe(corpus, 518)
+    assert len(capped) == 518
+
+
+@pytest.mark.parametrize(("corpus", "size"), [(["a"], 100), ([], 600)])
+def test_bpe_refuses_what_cannot_work(corpus, size):
+    with pytest.raises(UserError):
+        train_bpe(corpus, size)
