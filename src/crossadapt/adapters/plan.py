@@ -1,0 +1,70 @@
+"""What a method asks for: insertions at sites, trained copies of parameters, or a tuned copy.
+
+A method's ``plan(backbone, config)`` returns a list of these. It only describes; the engine in
+`crossadapt.adapters.attach` validates the whole list and then carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from crossadapt.backbones.base import Site
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """Run `module` on the output of `site`.
+
+    `module` maps (..., site.width) to the same shape: the new output of the site, residual
+    included. One module object may stand at several sites; it is then shared, trained once,
+    counted once and saved once. Shared children of different modules work the same way.
+    Its parameters are float32; x may be half precision (autocast, or a backbone loaded so), and
+    the engine casts the result back to x's dtype. What the module holds beside trained parameters
+    is not saved and must follow from config and seed.
+    """
+
+    site: Site
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Override:
+    """Use a trained float32 copy of one backbone parameter instead of the frozen one.
+
+    `parameter` is its dotted name in ``backbone.model``, as in ``named_parameters()``.
+    """
+
+    parameter: str
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Encode with a tuned structural copy of the model; the only item of its plan.
+
+    This is how tuners that wrap the backbone's own layers (PEFT) run without changing it.
+
+    Args:
+        build: takes ``backbone.model`` and returns a copy of its module tree that shares the
+            same `Parameter` objects, carries no forward hooks, and has the tuners injected.
+            It must leave the given model as it was: names, values, ``requires_grad``. It is
+            called once per attach, with the random state fixed by the attach seed.
+        trained: takes the built copy and returns its trained parameters by stable names
+            (a tuner's dotted name; ``vision_…``/``visual_…`` and ``text_…`` prefixes tell the
+            tower in summaries). None of them may be a parameter of the backbone itself.
+        set_strength: takes the built copy and a strength in (0, 1]; 1.0 must give exactly the
+            output of the trained copy. Strength 0 needs no support: the engine then runs the
+            frozen model.
+    """
+
+    build: Callable[[nn.Module], nn.Module]
+    trained: Callable[[nn.Module], Mapping[str, nn.Parameter]]
+    set_strength: Callable[[nn.Module, float], None]
+
+
+Plan: TypeAlias = list[Insertion | Override | Shadow]
+"""A method's whole request, in a fixed order."""

@@ -1,0 +1,1 @@
+"""One file per published way to adapt; `crossadapt.adapters.registry` finds them by file name."""
