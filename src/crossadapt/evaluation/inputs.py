@@ -1,0 +1,104 @@
+"""Checks at the door: features become float32 matrices, group names become integers."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from crossadapt.errors import UserError
+
+Features = Any  # a torch tensor on any device, or anything numpy can read; (N, D)
+Groups = Any  # N hashable names: a list, a numpy array or a torch tensor
+
+
+def as_matrix(features: Features, name: str) -> np.ndarray:
+    """Return `features` as a C-contiguous float32 array (N, D); `name` is used in errors.
+
+    Torch tensors are detached, moved to the CPU and cast, so bfloat16 is welcome. torch itself is
+    not imported.
+
+    Raises:
+        UserError: not two-dimensional, empty, not numeric, or holding NaN or infinity.
+    """
+    if hasattr(features, "detach"):
+        features = features.detach().cpu().float().numpy()
+    array = np.asarray(features)
+    if array.dtype.kind not in "fiub":
+        raise UserError(
+            f"{name} are not numbers",
+            where=f"dtype {array.dtype}",
+            fix="pass a floating-point array of shape (items, width)",
+        )
+    if array.ndim != 2 or 0 in array.shape:
+        raise UserError(
+            f"{name} must be a non-empty matrix",
+            where=f"shape {array.shape}",
+            fix="pass one row per item: (items, width)",
+        )
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    bad = ~np.isfinite(array).all(axis=1)
+    if bad.any():
+        raise UserError(
+            f"{name} hold NaN or infinity in {int(bad.sum())} of {len(array)} rows",
+            where=f"first bad row: {int(bad.argmax())}",
+            fix="the model that made them diverged or an input was broken: lower the learning "
+            "rate or check that item",
+        )
+    return array
+
+
+def as_names(groups: Groups, count: int, name: str) -> list[Hashable]:
+    """Return `groups` as a list of `count` hashable names; `name` is used in errors."""
+    if hasattr(groups, "detach"):
+        groups = groups.detach().cpu()
+    names = groups.tolist() if hasattr(groups, "tolist") else list(groups)
+    if len(names) != count:
+        raise UserError(
+            f"{name} do not match the features",
+            fix="pass one group name per row",
+            where=f"{len(names)} groups for {count} rows",
+        )
+    unhashable = [n for n in names if not isinstance(n, Hashable)]
+    if unhashable:
+        raise UserError(
+            f"{name} must be strings or numbers",
+            where=repr(unhashable[0])[:80],
+            fix="pass one string or integer per row, not nested lists",
+        )
+    return names
+
+
+def encode_groups(*sides: Sequence[Hashable]) -> list[np.ndarray]:
+    """Number the groups by first appearance over all `sides`; one int64 array per side."""
+    codes: dict[Hashable, int] = {}
+    return [
+        np.fromiter((codes.setdefault(n, len(codes)) for n in side), np.int64, len(side))
+        for side in sides
+    ]
+
+
+def check_widths(first: np.ndarray, second: np.ndarray, names: str) -> None:
+    """Raise `UserError` unless both matrices have the same number of columns."""
+    if first.shape[1] != second.shape[1]:
+        raise UserError(
+            f"{names} have different widths",
+            where=f"{first.shape[1]} and {second.shape[1]} columns",
+            fix="encode both sides with the same model",
+        )
+
+
+def unit_rows(matrix: np.ndarray, name: str) -> np.ndarray:
+    """Rows of `matrix` (N, D) scaled to length one; a row of zeros is a `UserError`."""
+    largest = np.abs(matrix).max(axis=1, keepdims=True)
+    if not largest.all():
+        raise UserError(
+            f"{name} hold a row of zeros, which has no direction",
+            where=f"row {int((largest[:, 0] == 0).argmax())}",
+            fix="drop that item, or rank by similarity='dot'",
+        )
+    # Scaling by the largest entry first keeps the squares inside float32.
+    scaled = matrix / largest
+    return scaled / np.sqrt(np.einsum("nd,nd->n", scaled, scaled))[:, None]

@@ -1,0 +1,193 @@
+"""Ranks of queries against a gallery, in stripes, without a sort and without the full matrix.
+
+For a query q whose positives P(q) are the gallery items of its group, and ``best`` the highest
+score among them (any-hit: one right answer is enough)::
+
+    optimistic(q)  = 1 + #{ g not in P(q) : score(q, g) >  best }
+    pessimistic(q) = 1 + #{ g not in P(q) : score(q, g) >= best }
+    average(q)     = (optimistic(q) + pessimistic(q)) / 2
+
+Ranks start at 1. No own item scores above ``best``, so `optimistic` is also the position of the
+best own item among *all* items: for five captions per image this is the published image-to-text
+rule, the minimum over the own captions of their ranks among all captions.
+
+Equality is exact, so both sides of each comparison must come out of the same arithmetic. Two
+measures see to that: ``best`` is read out of the very product it is compared with, and gallery
+rows that are bitwise equal are scored once and share the value (a matrix product may round equal
+columns differently, depending on where they stand).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from crossadapt.errors import UserError
+from crossadapt.evaluation.inputs import (
+    Features,
+    Groups,
+    as_matrix,
+    as_names,
+    check_widths,
+    encode_groups,
+    unit_rows,
+)
+
+Similarity = Literal["cosine", "dot"]
+DEFAULT_BLOCK = 2**23
+"""Scores held at once: 32 MiB of float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Rank of the best positive of each query, from 1; three arrays of shape (Q,).
+
+    `optimistic` (int64) wins every tie, `pessimistic` (int64) loses every tie, `average`
+    (float64) is their mean and the one that metrics use.
+    """
+
+    optimistic: np.ndarray
+    pessimistic: np.ndarray
+
+    @property
+    def average(self) -> np.ndarray:
+        """Mean of the optimistic and the pessimistic rank, float64 (Q,)."""
+        return (self.optimistic + self.pessimistic) / 2
+
+    def __len__(self) -> int:
+        return len(self.optimistic)
+
+
+def rank(
+    query: Features,
+    gallery: Features,
+    query_groups: Groups,
+    gallery_groups: Groups,
+    *,
+    similarity: Similarity = "cosine",
+    block: int = DEFAULT_BLOCK,
+) -> Ranks:
+    """Rank the best positive of every query among the gallery.
+
+    Args:
+        query: (Q, D) features, torch or numpy, any float type; compared in float32.
+        gallery: (M, D) features.
+        query_groups: Q group names.
+        gallery_groups: M group names; a query's positives are the items of its own group.
+        similarity: "cosine" scales rows to length one first; "dot" does not.
+        block: scores held at once. A stripe of queries meets the whole gallery, so a single row
+            of M scores is the least that is held, whatever `block` says.
+
+    Returns:
+        `Ranks` in the order of the queries.
+
+    Raises:
+        UserError: bad features or groups (see `inputs`), or a query without any positive.
+    """
+    queries = as_matrix(query, "query features")
+    items = as_matrix(gallery, "gallery features")
+    query_codes, gallery_codes = encode_groups(
+        as_names(query_groups, len(queries), "query groups"),
+        as_names(gallery_groups, len(items), "gallery groups"),
+    )
+    return rank_codes(queries, items, query_codes, gallery_codes, similarity, block)
+
+
+def rank_codes(
+    queries: np.ndarray,
+    items: np.ndarray,
+    query_codes: np.ndarray,
+    gallery_codes: np.ndarray,
+    similarity: Similarity = "cosine",
+    block: int = DEFAULT_BLOCK,
+) -> Ranks:
+    """`rank` for float32 matrices already checked and groups already numbered."""
+    if block < 1:
+        raise UserError(
+            "block must be at least 1",
+            where=f"block={block}",
+            fix=f"leave it out to hold {DEFAULT_BLOCK} scores",
+        )
+    order, starts, counts = _positives(query_codes, gallery_codes)
+    queries, unique, inverse = prepare(queries, items, similarity)
+    optimistic = np.empty(len(queries), np.int64)
+    pessimistic = np.empty(len(queries), np.int64)
+    rows = max(1, block // len(items))
+    for start in range(0, len(queries), rows):
+        stripe = slice(start, min(start + rows, len(queries)))
+        scores = queries[stripe] @ unique.T
+        if inverse is not None:
+            scores = scores[:, inverse]
+        size = counts[stripe]
+        first = np.cumsum(size) - size
+        row = np.repeat(np.arange(len(size)), size)
+        column = order[np.repeat(starts[stripe] - first, size) + np.arange(size.sum())]
+        own = scores[row, column]
+        best = np.maximum.reduceat(own, first)
+        own_ties = np.add.reduceat((own == best[row]).astype(np.int64), first)
+        above = np.count_nonzero(scores > best[:, None], axis=1)
+        level = np.count_nonzero(scores == best[:, None], axis=1)
+        optimistic[stripe] = 1 + above
+        pessimistic[stripe] = 1 + above + level - own_ties
+    return Ranks(optimistic, pessimistic)
+
+
+def prepare(
+    queries: np.ndarray, items: np.ndarray, similarity: Similarity
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Make both sides ready for a product: (queries, distinct items, columns per item or None)."""
+    check_widths(queries, items, "query and gallery features")
+    unique, inverse = _distinct(items)
+    if similarity == "cosine":
+        return unit_rows(queries, "query features"), unit_rows(unique, "gallery features"), inverse
+    if similarity != "dot":
+        raise UserError(f"unknown similarity {similarity!r}", fix="use 'cosine' or 'dot'")
+    with np.errstate(over="ignore"):
+        limit = float(np.abs(queries).max()) * float(np.abs(unique).max()) * queries.shape[1]
+    if limit > float(np.finfo(np.float32).max):
+        raise UserError(
+            "the features are too large for a float32 dot product",
+            where=f"a score could reach {limit:.1e}",
+            fix="scale them, or rank by similarity='cosine'",
+        )
+    return queries, unique, inverse
+
+
+def _distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Drop repeated rows: (unique rows, index of each item's row), or (items, None)."""
+    items = items + np.float32(0)  # -0.0 becomes 0.0, so equal values are equal bytes
+    seen: dict[bytes, int] = {}
+    inverse = np.empty(len(items), np.int64)
+    keep: list[int] = []
+    for index, row in enumerate(items):
+        # A digest instead of the row itself keeps the table small for wide features.
+        key = hashlib.blake2b(row.data, digest_size=16).digest()
+        inverse[index] = seen.setdefault(key, len(keep))
+        if inverse[index] == len(keep):
+            keep.append(index)
+    if len(keep) == len(items):
+        return items, None
+    return np.ascontiguousarray(items[keep]), inverse
+
+
+def _positives(
+    query_codes: np.ndarray, gallery_codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each query's positives are: (columns sorted by group, first (Q,), how many (Q,))."""
+    size = int(max(query_codes.max(), gallery_codes.max())) + 1
+    members = np.bincount(gallery_codes, minlength=size)
+    lonely = np.flatnonzero(members[query_codes] == 0)
+    if len(lonely):
+        raise UserError(
+            f"{len(lonely)} of {len(query_codes)} queries have no item of their group in the "
+            "gallery, so they have no rank",
+            where=f"first such query: row {int(lonely[0])}",
+            fix="leave those queries out, or check that both sides name groups the same way "
+            "(the integer 1 and the string '1' are different names)",
+        )
+    order = np.argsort(gallery_codes, kind="stable")
+    first = np.cumsum(members) - members
+    return order, first[query_codes], members[query_codes]
