@@ -1,0 +1,126 @@
+"""Pictures and texts to features, in batches and without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from crossadapt.backbones.base import TokenBatch
+from crossadapt.backbones.precision import Precision, choose_precision
+from crossadapt.errors import UserError
+
+if TYPE_CHECKING:
+    from crossadapt.backbones.base import Backbone
+
+
+class Pixels(Protocol):
+    """Prepared pictures by number, such as a `PixelStore` or an array (N, 3, H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """Picture `index`: uint8 (3, H, W), resized and cropped."""
+        ...
+
+
+def stack_pixels(pixels: Pixels, indices: Sequence[int] | np.ndarray) -> Tensor:
+    """The given pictures as one uint8 tensor (B, 3, H, W)."""
+    if isinstance(pixels, np.ndarray):
+        return torch.from_numpy(pixels[np.asarray(indices)])
+    return torch.from_numpy(np.stack([pixels[int(index)] for index in indices]))
+
+
+def encode_images(
+    backbone: Backbone,
+    pixels: Pixels,
+    batch_size: int = 128,
+    precision: Precision | None = None,
+) -> Tensor:
+    """Features of prepared pictures: float32 (N, D), length one, on the CPU.
+
+    Args:
+        backbone: with whatever adapter is active; its dropout is off during the call.
+        pixels: N pictures as uint8 (3, H, W) each; normalised here, on the fly.
+        batch_size: pictures encoded at a time.
+        precision: number format; chosen from the hardware when None.
+
+    Raises:
+        UserError: there are no pictures.
+    """
+    _need(len(pixels), "pictures")
+    device, precision = _where(backbone, precision)
+    parts = []
+    with _Evaluating(backbone), torch.inference_mode():
+        for start in range(0, len(pixels), batch_size):
+            block = range(start, min(start + batch_size, len(pixels)))
+            batch = backbone.preprocess.normalise(stack_pixels(pixels, block).to(device))
+            with precision.autocast():
+                features = backbone.encode_image(batch)
+            parts.append(F.normalize(features.float(), dim=-1).cpu())
+    return torch.cat(parts).clone()
+
+
+def encode_texts(
+    backbone: Backbone,
+    texts: Sequence[str] | TokenBatch,
+    batch_size: int = 256,
+    precision: Precision | None = None,
+) -> Tensor:
+    """Features of texts: float32 (N, D), length one, on the CPU, in the order given.
+
+    Texts of similar length are encoded together and each batch is cut to its longest, so that
+    little is spent on padding. Arguments as for `encode_images`; `texts` may be tokenised already.
+    """
+    _need(len(texts.ids) if isinstance(texts, TokenBatch) else len(texts), "texts")
+    tokens = texts if isinstance(texts, TokenBatch) else backbone.tokenize(texts)
+    device, precision = _where(backbone, precision)
+    order = tokens.mask.sum(dim=1).argsort(stable=True)
+    parts = []
+    with _Evaluating(backbone), torch.inference_mode():
+        for rows in order.split(batch_size):
+            batch = cut(TokenBatch(tokens.ids[rows], tokens.mask[rows]))
+            with precision.autocast():
+                features = backbone.encode_text(batch.ids.to(device), batch.mask.to(device))
+            parts.append(F.normalize(features.float(), dim=-1).cpu())
+    sorted_features = torch.cat(parts)
+    features = torch.empty_like(sorted_features)
+    features[order] = sorted_features
+    return features.clone()
+
+
+def cut(tokens: TokenBatch) -> TokenBatch:
+    """Drop the columns that are padding in every row; ids come out as int64.
+
+    A family that reads its padding marks it as text, so nothing is cut there.
+    """
+    used = int(tokens.mask.any(dim=0).nonzero().max()) + 1
+    return TokenBatch(tokens.ids[:, :used].long(), tokens.mask[:, :used])
+
+
+def _need(count: int, what: str) -> None:
+    if count == 0:
+        raise UserError(f"there are no {what} to encode", fix="check the split and the ledger")
+
+
+def _where(backbone: Backbone, precision: Precision | None) -> tuple[torch.device, Precision]:
+    device = next(backbone.model.parameters()).device
+    return device, precision or choose_precision("auto", str(device))
+
+
+class _Evaluating:
+    """Adapters in evaluation mode inside the block, as they were afterwards."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.adapters = backbone.adapters
+
+    def __enter__(self) -> None:
+        self.mode = self.adapters.training
+        self.adapters.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.adapters.train(self.mode)

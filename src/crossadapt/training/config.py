@@ -1,0 +1,153 @@
+"""The numbers of a training run, and the named sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from crossadapt.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the loop trains. Every field is a number of the run's record; nothing is hidden."""
+
+    optimiser: Literal["bert-adam", "adamw"] = "bert-adam"
+    """bert-adam: no bias correction, as in the paper; adamw: torch's."""
+    lr: float = 3e-3
+    """Peak learning rate. The one number to try first: five times up and down."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the running means of the gradient and of its square."""
+    eps: float = 1e-6
+    """Added to the root of the mean square."""
+    weight_decay: float = 0.2
+    """Decoupled decay of matrices; biases, gains and scalars have none."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; 0 leaves it alone."""
+    batch_size: int = 128
+    """Pairs per step over all processes; every other pair of the batch is a negative."""
+    chunk: int | None = None
+    """Rows encoded at a time by the gradient cache; unset holds the whole batch in memory."""
+    epochs: int = 30
+    """Passes over the training data."""
+    captions: Literal["one", "all"] = "one"
+    """One random text per picture and epoch, or all of them."""
+    warmup: float = 0.1
+    """Share of all steps over which the learning rate rises from 0."""
+    evaluate_every: int = 1
+    """Epochs between two validations."""
+    patience: int = 10
+    """Validations without a new best before the run stops; 0 never stops early."""
+    guard: int = 3
+    """Validations in a row below zero-shot before the run stops loudly; 0 never does."""
+    checkpoint_seconds: float = 120.0
+    """Longest time between two checkpoints; one is also written after every validation."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints, in addition."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers no run can have."""
+        if self.batch_size < 2:
+            raise UserError(
+                f"a batch of {self.batch_size} has no negatives: its loss is always 0",
+                where="batch_size",
+                fix="use 2 or more; the gradient cache (chunk) makes large batches fit",
+            )
+        bounds = {
+            "lr": self.lr > 0,
+            "epochs": self.epochs >= 1,
+            "warmup": 0 <= self.warmup < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "clip": self.clip >= 0,
+            "chunk": self.chunk is None or self.chunk >= 1,
+            "evaluate_every": self.evaluate_every >= 1,
+            "patience": self.patience >= 0,
+            "guard": self.guard >= 0,
+            "checkpoint_seconds": self.checkpoint_seconds >= 0,
+            "checkpoint_steps": self.checkpoint_steps is None or self.checkpoint_steps >= 1,
+            "optimiser": self.optimiser in ("bert-adam", "adamw"),
+            "captions": self.captions in ("one", "all"),
+        }
+        for name, fine in bounds.items():
+            if not fine:
+                raise UserError(
+                    f"{name} cannot be {getattr(self, name)!r}", where=name, fix=_DOCS[name]
+                )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the numbers: how often the run is saved is not among them."""
+        free = ("checkpoint_seconds", "checkpoint_steps")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
+
+
+_DOCS = {
+    "lr": "use a number above 0, such as 1e-3",
+    "epochs": "use 1 or more",
+    "warmup": "use a share from 0 up to, but not including, 1",
+    "weight_decay": "use 0 or more",
+    "clip": "use 0 (no clipping) or more",
+    "chunk": "use 1 or more, or leave it unset",
+    "evaluate_every": "use 1 or more",
+    "patience": "use 0 (off) or more",
+    "guard": "use 0 (off) or more",
+    "checkpoint_seconds": "use 0 or more",
+    "checkpoint_steps": "use 1 or more, or leave it unset",
+    "optimiser": "use bert-adam or adamw",
+    "captions": "use one or all",
+}
+
+PRESETS: dict[str, Recipe] = {
+    "default": Recipe(),
+    "paper": Recipe(lr=1e-5, epochs=5, captions="all", patience=0),
+    "from-scratch": Recipe(
+        optimiser="adamw",
+        lr=1e-3,
+        weight_decay=0.1,
+        batch_size=512,
+        epochs=40,
+        evaluate_every=2,
+        patience=0,
+        guard=0,
+    ),
+}
+"""`default`: the paper's optimiser at a learning rate and length for small sets and models.
+`paper`: Cross-Modal Adapter v1 (its batch of 128 is global). `from-scratch`: a small new model."""
+
+METHOD_LR: dict[str, float] = {
+    "cross-modal-adapter": 3e-3,
+    "projection": 1e-3,
+    "partial": 3e-4,
+    "full": 1e-4,
+}
+"""Peak learning rate of the `default` preset where a method wants its own."""
+
+
+def make_recipe(preset: str = "default", method: str = "", **changes: Any) -> Recipe:
+    """A preset with some numbers changed; None keeps the preset's value.
+
+    Args:
+        preset: a key of `PRESETS`.
+        method: name of the adaptation method; decides the default preset's learning rate.
+        **changes: fields of `Recipe`. An unknown one is an error that names the nearest.
+    """
+    if preset not in PRESETS:
+        raise UserError(
+            f"unknown preset {preset!r}", where="preset", fix=did_you_mean(preset, PRESETS)
+        )
+    recipe = PRESETS[preset]
+    if preset == "default" and method in METHOD_LR:
+        recipe = replace(recipe, lr=METHOD_LR[method])
+    reject_unknown(changes, [f.name for f in fields(Recipe)], where="recipe")
+    if isinstance(changes.get("betas"), list):
+        changes["betas"] = tuple(changes["betas"])
+    return replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+
+
+def reject_unknown(given: Mapping[str, Any], known: list[str], *, where: str) -> None:
+    """Raise a `UserError` naming the nearest known key when one of `given` is not known."""
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"unknown setting {key!r}", where=where, fix=did_you_mean(str(key), known)
+            )

@@ -1,0 +1,155 @@
+"""Everything one training run needs to know, as one record; reading it imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from crossadapt.errors import UserError
+from crossadapt.training.config import Recipe, make_recipe, reject_unknown
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What to adapt, to what, how, and where to put the result."""
+
+    data: str
+    """A folder, a table (CSV, JSONL, Parquet), a Karpathy JSON file, or `openmoji`."""
+    output: Path = Path("runs/adapter")
+    """Folder of the result: adapter, model card, run record, events, checkpoints, ledger."""
+    backbone: str = "pico-clip"
+    """`pico-clip`, a model folder, a hub id, `config:NAME`, or `new:FILE` for a new model."""
+    method: str = "cross-modal-adapter"
+    """How to adapt; see the list of methods."""
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method by name."""
+    reader: str = "auto"
+    """How to read the data; found out from the files when `auto`."""
+    columns: Mapping[str, str] | None = None
+    """Which column is which, as role to name: item, text, group, split."""
+    split_seed: int = 0
+    """Start of the split into train, val and test, for data that bring none."""
+    preset: str | None = None
+    """Set of training numbers: `default`, `paper` or `from-scratch` (that one for `new:`)."""
+    lr: float | None = None
+    """Peak learning rate: the first number to try. Default: the method's own."""
+    epochs: int | None = None
+    """Passes over the training data."""
+    batch_size: int | None = None
+    """Pairs per step over all processes; every other pair is a negative."""
+    chunk: int | None = None
+    """Rows encoded at a time by the exact gradient cache: less memory, same result."""
+    optimiser: Literal["bert-adam", "adamw"] | None = None
+    """`bert-adam` (the paper's: no bias correction) or `adamw`."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of matrices."""
+    warmup: float | None = None
+    """Share of the steps over which the learning rate rises."""
+    captions: Literal["one", "all"] | None = None
+    """`one` random text per picture and epoch, or `all` of them."""
+    evaluate_every: int | None = None
+    """Epochs between two validations."""
+    patience: int | None = None
+    """Validations without a new best before stopping; 0 never stops early."""
+    guard: int | None = None
+    """Validations in a row below zero-shot before stopping; 0 never does."""
+    checkpoint_seconds: float | None = None
+    """Longest time between two checkpoints."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints, in addition."""
+    objective: Literal["info-nce", "sigmoid"] = "info-nce"
+    """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
+    task: str = "retrieval"
+    """What is learned: a file of `crossadapt.tasks`."""
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the task by name."""
+    protocol: str = "pairs"
+    """Rule of the final evaluation."""
+    seed: int = 0
+    """Start of every random number: initial values, order of the data, dropout."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the encoders; bf16 where the hardware has it."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """Attention implementation; chosen by shape on a CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    workers: int | None = None
+    """Processes that decode pictures; one per core when unset."""
+    cache: Path | None = None
+    """Folder of prepared pictures; the user's cache folder when unset."""
+    resume: bool = False
+    """Continue the run in `output` from its last checkpoint."""
+    quiet: bool = False
+    """Print nothing."""
+
+    def recipe(self) -> Recipe:
+        """The training numbers: the preset's, with this job's changes."""
+        preset = self.preset or ("from-scratch" if self.from_scratch else "default")
+        names = {f.name for f in fields(Recipe)} & {f.name for f in fields(self)}
+        return make_recipe(preset, self.method, **{name: getattr(self, name) for name in names})
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the product is a backbone, not an adapter."""
+        return self.backbone.startswith("new:")
+
+
+def make_job(settings: Mapping[str, Any], *, where: str = "settings") -> TrainJob:
+    """A job from plain settings; an unknown one is an error that names the nearest.
+
+    Keys may be written with dashes. Paths may be strings.
+    """
+    given = {str(key).replace("-", "_"): value for key, value in settings.items()}
+    reject_unknown(given, [f.name for f in fields(TrainJob)], where=where)
+    if "data" not in given:
+        raise UserError("no data given", where=where, fix="set data to a folder or `openmoji`")
+    for name in ("output", "cache"):
+        if given.get(name) is not None:
+            given[name] = Path(given[name])
+    for name in ("method_options", "task_options"):
+        given[name] = given.get(name) or {}
+    for name in ("lr", "weight_decay", "warmup", "checkpoint_seconds"):
+        given[name] = _number(name, given.get(name), where)
+    return TrainJob(**given)
+
+
+def load_recipe(path: str | Path, *, smoke: bool = False, **changes: Any) -> TrainJob:
+    """The job a YAML recipe describes.
+
+    Args:
+        path: a mapping of `TrainJob`'s fields; ``smoke:`` holds changes that make it a short test.
+        smoke: apply them.
+        **changes: fields that win over the file.
+
+    Raises:
+        UserError: no such file, not a mapping, or an unknown key (the nearest one is named).
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such recipe", where=str(path), fix="name a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe is not valid YAML: {error}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise UserError(
+            "a recipe maps setting names to values", where=str(path), fix="see recipes/"
+        )
+    short = content.pop("smoke", None) or {}
+    reject_unknown(short, [f.name for f in fields(TrainJob)], where=f"{path}: smoke")
+    job = make_job({**content, **(short if smoke else {})}, where=str(path))
+    return replace(job, **changes)
+
+
+def _number(name: str, value: Any, where: str) -> float | None:
+    """A float; YAML reads 1e-3 (no point) as text, which is what most people write."""
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be a number, not {value!r}", where=where) from error

@@ -1,0 +1,178 @@
+"""Measure a backbone, frozen and with an adapter, on one split of some data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossadapt import backbones
+from crossadapt.adapters.attach import frozen
+from crossadapt.adapters.folder import RUN_FILE, load_adapter
+from crossadapt.adapters.reading import read_adapter_config
+from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.precision import choose_precision
+from crossadapt.data import Ledger, Manifest, open_pixels, read_manifest
+from crossadapt.errors import UserError
+from crossadapt.evaluation.intervals import metric_intervals, paired_tests
+from crossadapt.tasks.retrieval import HeldOut
+from crossadapt.training.run import Measured
+from crossadapt.training.splits import Split, View, preprocess_key
+
+DEFAULT_BACKBONE = "pico-clip"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `run_evaluation` found: the frozen model, the adapted one if there is an adapter."""
+
+    held_out: Split
+    frozen: Measured
+    adapted: Measured | None
+    ledger: Ledger
+    facts: Mapping[str, Any]
+    """Data, split, protocol, backbone, adapter."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: both results with intervals, and the paired test."""
+        parts = {"frozen": self.frozen, "adapted": self.adapted}
+        there = {name: part.result for name, part in parts.items() if part is not None}
+        document: dict[str, Any] = {**self.facts, "notes": list(self.notes)}
+        document |= {name: result.to_dict() for name, result in there.items()}
+        document["left_out"] = self.ledger.summary()
+        if self.frozen.result.groups > 1:
+            document["intervals"] = {
+                name: {m: i.to_dict() for m, i in metric_intervals(result).items()}
+                for name, result in there.items()
+            }
+            if "adapted" in there:
+                tests = paired_tests(there["frozen"], there["adapted"])
+                document["paired"] = {m: test.to_dict() for m, test in tests.items()}
+        return document
+
+
+def run_evaluation(
+    data: str,
+    *,
+    adapter: Path | None = None,
+    backbone: str | None = None,
+    protocol: str = "pairs",
+    split: str = "test",
+    reader: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    split_seed: int | None = None,
+    precision: str = "auto",
+    workers: int | None = None,
+    cache: Path | None = None,
+) -> Evaluation:
+    """Measure on one split.
+
+    Args:
+        data: as for training.
+        adapter: an adapter folder; without one only the frozen model is measured.
+        backbone: source of the backbone; the adapter's own when None, without one `pico-clip`.
+        protocol: name of the evaluation rule.
+        split: which rows; ``all`` takes every row.
+        reader: how to read the data.
+        columns: which column is which.
+        split_seed: seed of the hash split; the adapter's own when None.
+        precision: number format of the encoders.
+        workers: processes that decode.
+        cache: folder of prepared pictures.
+
+    Raises:
+        UserError: anything wrong with data, adapter, backbone or protocol.
+    """
+    saved = read_adapter_config(adapter) if adapter is not None else None
+    record = _run_record(adapter)
+    job = record.get("job", {})
+    if split_seed is None:
+        split_seed = int(job.get("split_seed", 0))
+    source = backbone or (saved["backbone"]["source"] if saved else DEFAULT_BACKBONE)
+    ledger = Ledger()
+    manifest = read_manifest(
+        data, reader=reader, columns=columns, split_seed=split_seed, ledger=ledger
+    )
+    rows = manifest if split == "all" else manifest.select(split)
+    if len(rows.group_names) < 2:
+        raise UserError(
+            f"the split {split!r} has one group: there is nothing to rank",
+            where=data,
+            fix="choose another split, or add data",
+        )
+    model = backbones.load(source)
+    held_out = open_split(model, rows, split, ledger=ledger, workers=workers, cache=cache)
+    measure = HeldOut(
+        model, held_out.manifest, held_out.pixels, choose_precision(precision, "cpu")
+    )
+    if adapter is not None:
+        load_adapter(model, adapter)
+    with frozen(model):
+        before = _measured(measure, model, protocol)
+    after = _measured(measure, model, protocol) if adapter is not None else None
+    facts = {
+        "data": data,
+        "split": split,
+        "protocol": protocol,
+        "backbone": source,
+        "adapter": str(adapter) if adapter is not None else None,
+    }
+    return Evaluation(
+        held_out, before, after, ledger, facts, tuple(_notes(record, manifest, split))
+    )
+
+
+def open_split(
+    backbone: HFBackbone,
+    rows: Manifest,
+    name: str,
+    *,
+    ledger: Ledger,
+    workers: int | None = None,
+    cache: Path | None = None,
+) -> Split:
+    """Decode the pictures of some rows; those that cannot be read go to the ledger."""
+    store = open_pixels(
+        rows.items,
+        backbone.preprocess.pixels,
+        key=preprocess_key(backbone),
+        cache=cache,
+        workers=workers,
+        ledger=ledger,
+    )
+    readable = rows.without(store.unreadable)
+    return Split(name, readable, View(store, store.positions(readable.items)))
+
+
+def _measured(measure: HeldOut, model: HFBackbone, protocol: str) -> Measured:
+    images, texts = measure.encode(model)
+    return Measured(measure.score(images, texts, protocol), images, texts)
+
+
+def _run_record(adapter: Path | None) -> dict[str, Any]:
+    """What training wrote beside the adapter; empty for an adapter that came without it."""
+    path = adapter / RUN_FILE if adapter is not None else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"the run record is not valid JSON: {error}",
+            where=str(path),
+            fix="remove the file, or restore it",
+        ) from error
+    return record if isinstance(record, dict) else {}
+
+
+def _notes(record: Mapping[str, Any], manifest: Manifest, split: str) -> list[str]:
+    """Warn when the adapter has seen what it is measured on."""
+    trained_on = record.get("data", {}).get("fingerprint")
+    if trained_on == manifest.fingerprint and split in ("train", "val", "all"):
+        seen = {"train": "trained on", "val": "chosen on", "all": "trained partly on"}[split]
+        return [f"The adapter was {seen} this split: the numbers are not held out."]
+    return []

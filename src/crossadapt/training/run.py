@@ -1,0 +1,290 @@
+"""From a `TrainJob` to a folder with an adapter, its card, its record and its before and after."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from crossadapt import backbones
+from crossadapt.adapters.attach import attach, frozen
+from crossadapt.adapters.folder import save_adapter
+from crossadapt.adapters.merge import merge
+from crossadapt.adapters.registry import make_config
+from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.precision import Precision, choose_precision
+from crossadapt.data import DuplicateReport, Ledger, read_manifest
+from crossadapt.errors import UserError, did_you_mean
+from crossadapt.evaluation.metrics import RetrievalResult
+from crossadapt.tasks.base import Task, TaskSetup
+from crossadapt.tasks.retrieval import HeldOut
+from crossadapt.training.card import make_card
+from crossadapt.training.checkpoints import replacing
+from crossadapt.training.config import Recipe
+from crossadapt.training.events import reset_peak_memory
+from crossadapt.training.job import TrainJob
+from crossadapt.training.loop import FitResult, fit
+from crossadapt.training.record import plain, to_json, versions
+from crossadapt.training.splits import Split, Splits, open_splits
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on the held-out split: the result and the features it came from."""
+
+    result: RetrievalResult
+    images: Tensor
+    texts: Tensor
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run_training` made.
+
+    `folder` is the job's output; the adapter (or, for a new model, ``backbone/``) is in it.
+    `before` and `after` are the frozen and the trained model on `held_out`; None without one.
+    `record` is the content of ``run.json``.
+    """
+
+    folder: Path
+    fit: FitResult
+    held_out: Split | None
+    before: Measured | None
+    after: Measured | None
+    ledger: Ledger
+    duplicates: DuplicateReport
+    record: Mapping[str, Any]
+
+
+def run_training(job: TrainJob) -> RunResult:
+    """Train what a job describes and save the best checkpoint with its measurements.
+
+    Raises:
+        UserError: anything wrong with settings, data or disk; a loss that is not a number; a model
+            that never beat zero-shot validation.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; all is saved and ``resume`` continues.
+    """
+    begin = time.monotonic()
+    reset_peak_memory()
+    recipe = job.recipe()
+    output = Path(job.output)
+    _check_output(job, output)
+    accelerator = Accelerator(cpu=job.device == "cpu")
+    device = accelerator.device
+    if job.device == "cuda" and device.type != "cuda":
+        raise UserError("there is no CUDA device", where="device", fix="use cpu or auto")
+    precision = choose_precision(job.precision, str(device))
+    ledger = Ledger(output / "ledger.jsonl")
+
+    with accelerator.main_process_first():
+        manifest = read_manifest(
+            job.data,
+            reader=job.reader,
+            columns=job.columns,
+            split_seed=job.split_seed,
+            ledger=ledger,
+        )
+        backbone = load_backbone(job, manifest.select("train").texts)
+        splits = open_splits(
+            manifest, backbone, ledger=ledger, cache=job.cache, workers=job.workers
+        )
+    if accelerator.is_main_process and not job.quiet:
+        _tell(manifest.summary(), ledger.render(), _leaks(splits.duplicates))
+    backbone.to(device)
+    backbone.use_attention(job.attention)
+    config = method_config(job)
+    adapter = attach(backbone, config, name="default", seed=job.seed)
+    task = make_task(job, recipe, backbone, splits, precision)
+    identity = {
+        "data": manifest.fingerprint,
+        "backbone": backbone.fingerprint,
+        "method": job.method,
+        "config": plain(config),
+        "task": job.task,
+        "task_options": dict(job.task_options),
+        "objective": job.objective,
+    }
+    trained = fit(
+        backbone,
+        task,
+        recipe,
+        output=output,
+        seed=job.seed,
+        precision=precision,
+        identity=identity,
+        resume=job.resume,
+        quiet=job.quiet,
+        accelerator=accelerator,
+    )
+    _check_end(trained, task, output)
+
+    held_out = splits.test or splits.val
+    before = after = None
+    if held_out is not None:
+        measure = HeldOut(backbone, held_out.manifest, held_out.pixels, precision)
+        with frozen(backbone):
+            before = _measure(measure, backbone, job.protocol)
+        after = _measure(measure, backbone, job.protocol)
+    total = sum(p.numel() for p in backbone.model.parameters())
+    record = {
+        "job": plain(job),
+        "recipe": asdict(recipe),
+        "identity": identity,
+        "backbone": backbone.describe(),
+        "data": {"source": str(job.data), "fingerprint": manifest.fingerprint,
+                 "splits": manifest.split_sizes, "left_out": ledger.summary()},
+        "leakage": {"pictures": len(splits.duplicates.picture_leaks),
+                    "texts": len(splits.duplicates.caption_leaks)},
+        "held_out": held_out.name if held_out is not None else None,
+        "protocol": job.protocol,
+        "trained": adapter.count(),
+        "share": adapter.count() / total,
+        "fit": asdict(trained),
+        "before": before.result.to_dict() if before is not None else None,
+        "after": after.result.to_dict() if after is not None else None,
+        "precision": precision.name,
+        "device": str(device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "seconds": time.monotonic() - begin,
+        "versions": versions(),
+    }  # fmt: skip
+    result = RunResult(output, trained, held_out, before, after, ledger, splits.duplicates, record)
+    if accelerator.is_main_process:
+        _save(job, result, backbone)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def load_backbone(job: TrainJob, corpus: list[str]) -> HFBackbone:
+    """The job's backbone; the tokenizer of a new one is made from the training texts."""
+    extra: dict[str, Any] = {"corpus": corpus, "seed": job.seed} if job.from_scratch else {}
+    return backbones.load(job.backbone, attention=job.attention, **extra)
+
+
+def method_config(job: TrainJob) -> Any:
+    """The config instance of the job's method; an instance given as options is used as it is."""
+    options: Any = job.method_options
+    if is_dataclass(options):
+        return options
+    if job.from_scratch and job.method == "full":
+        options = {"scope": "all", **options}
+    return make_config(job.method, options)
+
+
+def make_task(
+    job: TrainJob, recipe: Recipe, backbone: HFBackbone, splits: Splits, precision: Precision
+) -> Task:
+    """The task of a job: ``make_task(setup, options)`` of the file it names.
+
+    Raises:
+        UserError: no such task, or an option it does not have.
+    """
+    package = Path(__file__).parent.parent / "tasks"
+    names = [p.stem for p in package.glob("*.py") if "def make_task(" in p.read_text("utf-8")]
+    if job.task not in names:
+        raise UserError(
+            f"there is no task {job.task!r}", where="task", fix=did_you_mean(job.task, names)
+        )
+    setup = TaskSetup(
+        backbone=backbone,
+        train=splits.train.manifest,
+        pixels=splits.train.pixels,
+        validation=splits.val.manifest if splits.val is not None else None,
+        validation_pixels=splits.val.pixels if splits.val is not None else None,
+        batch_size=recipe.batch_size,
+        captions=recipe.captions,
+        objective=job.objective,
+        seed=job.seed,
+        precision=precision,
+    )
+    module = importlib.import_module(f"crossadapt.tasks.{job.task}")
+    return module.make_task(setup, job.task_options)
+
+
+def _tell(*texts: str) -> None:
+    """What a person should know before the training starts."""
+    for text in filter(None, texts):
+        print(text, file=sys.stderr)
+
+
+def _leaks(found: DuplicateReport) -> str:
+    """A warning when test or validation items occur in training too, else nothing."""
+    pictures, texts = len(found.picture_leaks), len(found.caption_leaks)
+    if not pictures + texts:
+        return ""
+    return (
+        f"note: {pictures} look-alike pictures and {texts} equal texts lie in several splits; "
+        "the held-out score counts them (see the report)"
+    )
+
+
+def _measure(held_out: HeldOut, backbone: HFBackbone, protocol: str) -> Measured:
+    images, texts = held_out.encode(backbone)
+    return Measured(held_out.score(images, texts, protocol), images, texts)
+
+
+def _check_output(job: TrainJob, output: Path) -> None:
+    """Refuse to mix two runs in one folder."""
+    if output.exists() and not output.is_dir():
+        raise UserError("the output is a file", where=str(output), fix="name a folder")
+    last = output / "checkpoints" / "last.safetensors"
+    if last.exists() and not job.resume:
+        raise UserError(
+            "the output folder already holds a run",
+            where=str(output),
+            fix="continue it with --resume, or choose another --output",
+        )
+
+
+def _check_end(trained: FitResult, task: Task, output: Path) -> None:
+    """Interrupted runs stop here; so do those whose best is worse than the frozen model."""
+    if trained.status == "interrupted":
+        raise KeyboardInterrupt(
+            f"saved step {trained.step} of {trained.total} in {output}; the same command with "
+            "--resume continues"
+        )
+    if trained.status != "below-zero-shot":
+        return
+    best, zero_shot = trained.best[task.headline], trained.zero_shot[task.headline]
+    if best <= zero_shot:
+        raise UserError(
+            f"training made the model worse: validation {task.headline} was {zero_shot:.2f} before "
+            f"training and at best {best:.2f} after {trained.step} steps",
+            where=str(output / "events.jsonl"),
+            fix="lower lr by a factor of five, or check that the texts describe the pictures; "
+            "guard 0 trains on regardless",
+        )
+
+
+def _save(job: TrainJob, result: RunResult, backbone: HFBackbone) -> None:
+    """The product (adapter folder, or backbone folder for a new model) and the results."""
+    card = make_card(result.record)
+    if job.from_scratch:
+        merge(backbone)
+        backbones.save_backbone(backbone, result.folder / "backbone")
+        for name, text in (("run.json", to_json(result.record)), ("README.md", card)):
+            with replacing(result.folder / "backbone" / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    else:
+        save_adapter(
+            backbone, "default", result.folder, card=card, run=json.loads(to_json(result.record))
+        )
+    ranks = {
+        name: measured.result.to_dict(ranks=True)
+        for name, measured in (("before", result.before), ("after", result.after))
+        if measured is not None
+    }
+    with replacing(result.folder / RESULTS_FILE) as temporary:
+        temporary.write_text(to_json(ranks), encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Small pieces of a step: what is trained, its random numbers, its gradient over processes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+if TYPE_CHECKING:
+    from crossadapt.backbones.base import Backbone
+    from crossadapt.tasks.base import Task
+
+MAX_LOGIT_SCALE = math.log(100)
+"""CLIP's ceiling on a trained logit scale."""
+
+
+def device_of(backbone: Backbone) -> torch.device:
+    """Where the backbone's weights are."""
+    return next(backbone.model.parameters()).device
+
+
+def limit_logit_scale(trained: Mapping[str, Parameter]) -> None:
+    """Keep a trained logit scale at or under CLIP's ceiling."""
+    with torch.no_grad():
+        for name, p in trained.items():
+            if name.rpartition(".")[2] == "logit_scale":
+                p.clamp_(max=MAX_LOGIT_SCALE)
+
+
+def trained_tensors(backbone: Backbone, adapter: str, task: Task) -> dict[str, Parameter]:
+    """The adapter's tensors as ``adapter.NAME`` and the task's own as ``task.NAME``."""
+    tensors = {f"adapter.{n}": p for n, p in backbone.adapters[adapter].trained().items()}
+    return tensors | {f"task.{name}": p for name, p in task.parameters().items()}
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed Python's, numpy's and torch's global generators for one step of one process.
+
+    A step's random numbers depend on nothing that happened before it, so a resumed run needs no
+    stored generator and a validation more or less changes nothing.
+    """
+    words = np.random.SeedSequence((seed, step, process)).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002 -- tasks may use libraries that draw from it
+    torch.manual_seed(int(words[2]))
+
+
+def average_and_clip(trained: Sequence[Parameter], clip: float, processes: int) -> float:
+    """Average gradients over processes, scale them to a global norm of at most `clip`.
+
+    Returns the norm before clipping; `clip` 0 leaves the gradient alone. All processes exchange
+    one flat buffer, which for a few hundred thousand trained values is one message per step.
+    """
+    if processes > 1:
+        flat = torch.cat([_gradient(p).reshape(-1) for p in trained])
+        dist.all_reduce(flat)
+        flat /= processes
+        for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            p.grad = part.view_as(p)
+    return float(torch.nn.utils.clip_grad_norm_(trained, clip or math.inf))
+
+
+def _gradient(p: Parameter) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's values."""
+    with torch.no_grad():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
