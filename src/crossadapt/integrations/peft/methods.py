@@ -1,0 +1,165 @@
+"""PEFT methods as crossadapt methods: ``peft:lora``, ``peft:dora``, ``peft:ia3`` and more."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import peft
+from peft import PeftConfig
+from torch import nn
+
+from crossadapt.adapters.plan import Plan, Shadow
+from crossadapt.adapters.registry import Method
+from crossadapt.backbones.base import Backbone
+from crossadapt.errors import UserError, did_you_mean
+from crossadapt.integrations.peft import configs as c
+from crossadapt.integrations.peft.shadow import build_shadow, set_shadow_strength, trained_tensors
+from crossadapt.integrations.peft.view import family_of
+
+# Encoder blocks only. The pooling head of SigLIP also has an out_proj, but nn.MultiheadAttention
+# reads that layer's weight without calling it: an adapter there would never be used.
+_BLOCK = re.compile(r"(vision|text)_model\.encoder\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)")
+
+
+def peft_method_names() -> list[str]:
+    """The PEFT methods that `peft_method` knows, without the ``peft:`` prefix."""
+    return sorted(c.CONFIGS)
+
+
+def peft_method(name: str) -> Method:
+    """The crossadapt method that runs PEFT's method `name` (``lora``, ``dora``, ``ia3``, …).
+
+    Raises:
+        UserError: PEFT has no such method, or it is not among those tested here.
+    """
+    if name not in c.CONFIGS:
+        raise UserError(
+            f"there is no method 'peft:{name}'",
+            where="the PEFT bridge",
+            fix=did_you_mean(name, c.CONFIGS),
+        )
+    config_class = c.CONFIGS[name]
+    doc = inspect.getdoc(config_class) or ""
+    return Method(f"peft:{name}", config_class, _plan, doc)
+
+
+def _plan(backbone: Backbone, config: c.PeftMethodConfig) -> Plan:
+    layers = target_layers(backbone.model, config)
+    _check_options(layers, config)
+    build = partial(_build, config=config, paths=list(layers))
+    return [Shadow(build, trained_tensors, set_shadow_strength)]
+
+
+def _build(model: nn.Module, config: c.PeftMethodConfig, paths: list[str]) -> nn.Module:
+    return build_shadow(model, _MAKE[type(config)](config, paths))
+
+
+def target_layers(model: nn.Module, config: c.PeftMethodConfig) -> dict[str, nn.Linear]:
+    """The linear layers that `config` adapts by dotted path, in the model's order.
+
+    Raises:
+        UserError: an unknown layer name, none given, or a model that is not CLIP or SigLIP.
+    """
+    family_of(model)
+    for name in config.target:
+        if name not in c.PROJECTIONS:
+            raise UserError(
+                f"there is no layer {name!r} to adapt",
+                where=f"{config.method}.target",
+                fix=did_you_mean(name, c.PROJECTIONS),
+            )
+    if not config.target:
+        raise UserError(
+            "no layer to adapt",
+            where=f"{config.method}.target",
+            fix="name some of " + ", ".join(c.PROJECTIONS),
+        )
+    layers = {}
+    for path, module in model.named_modules():
+        match = _BLOCK.fullmatch(path)
+        if match is None or not isinstance(module, nn.Linear):
+            continue
+        if match[2] in config.target and config.towers in ("both", match[1]):
+            layers[path] = module
+    return layers
+
+
+def _check_options(layers: dict[str, nn.Linear], config: c.PeftMethodConfig) -> None:
+    for name in ("r", "block_size"):
+        value = getattr(config, name, 1)
+        if value < 1:
+            raise UserError(
+                f"{name} is {value}", where=f"{config.method}.{name}", fix="give 1 or more"
+            )
+    dropout = getattr(config, "dropout", 0.0)
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(
+            f"dropout is {dropout}", where=f"{config.method}.dropout", fix="give a value in [0, 1)"
+        )
+    if isinstance(config, c.PeftOftConfig):
+        # PEFT would silently take another block size where this one does not divide the width.
+        for path, layer in layers.items():
+            if layer.in_features % config.block_size:
+                raise UserError(
+                    f"block_size {config.block_size} does not divide {layer.in_features} inputs",
+                    where=path,
+                    fix="give a divisor of every adapted layer's input width",
+                )
+
+
+def _lora(config: c.PeftLoraConfig | c.PeftDoraConfig, paths: list[str]) -> PeftConfig:
+    return peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=isinstance(config, c.PeftDoraConfig),
+        target_modules=paths,
+    )
+
+
+def _ia3(config: c.PeftIA3Config, paths: list[str]) -> PeftConfig:
+    inner = [path for path in paths if path.endswith(".fc2")]
+    return peft.IA3Config(target_modules=paths, feedforward_modules=inner)
+
+
+def _vera(config: c.PeftVeraConfig, paths: list[str]) -> PeftConfig:
+    return peft.VeraConfig(
+        r=config.r,
+        d_initial=config.d_initial,
+        vera_dropout=config.dropout,
+        projection_prng_key=config.projection_seed,
+        target_modules=paths,
+    )
+
+
+def _oft(config: c.PeftOftConfig, paths: list[str]) -> PeftConfig:
+    return peft.OFTConfig(
+        r=0,
+        oft_block_size=config.block_size,
+        module_dropout=config.dropout,
+        target_modules=paths,
+    )
+
+
+def _hra(config: c.PeftHraConfig, paths: list[str]) -> PeftConfig:
+    return peft.HRAConfig(r=config.r, target_modules=paths)
+
+
+def _loha(config: c.PeftLohaConfig, paths: list[str]) -> PeftConfig:
+    return peft.LoHaConfig(r=config.r, alpha=config.alpha, target_modules=paths)
+
+
+_MAKE: dict[type, Callable[[Any, list[str]], PeftConfig]] = {
+    c.PeftLoraConfig: _lora,
+    c.PeftDoraConfig: _lora,
+    c.PeftIA3Config: _ia3,
+    c.PeftVeraConfig: _vera,
+    c.PeftOftConfig: _oft,
+    c.PeftHraConfig: _hra,
+    c.PeftLohaConfig: _loha,
+}
