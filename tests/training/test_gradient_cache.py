@@ -1,6 +1,6 @@
 import pytest
-from tests import small_run
 import torch
+from tests import small_run
 
 from crossadapt.training import gradient_cache
 

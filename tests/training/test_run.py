@@ -48,7 +48,9 @@ def test_from_a_folder_to_an_adapter(photos, tmp_path):
     assert record["after"]["rsum"] == result.after.result.rsum
     assert record["trained"] == result.fit.trained
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["after"]["ranks"]["text_to_image"]["optimistic"]) == result.after.result.texts
+    assert (
+        len(results["after"]["ranks"]["text_to_image"]["optimistic"]) == result.after.result.texts
+    )
     card = (tmp_path / "README.md").read_text()
     assert "| text → image | after |" in card
     backbone = backbones.load("tiny:clip")

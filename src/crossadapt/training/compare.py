@@ -13,22 +13,21 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from crossadapt import backbones
-from crossadapt.adapters.registry import get_method, make_config
-from crossadapt.adapters.summary import summarise
-from crossadapt.backbones.hf import HFBackbone
+from crossadapt.adapters.registry import make_config
 from crossadapt.data import Ledger, read_manifest
 from crossadapt.data.files import make_folder, write_atomically
-from crossadapt.errors import UserError, did_you_mean
+from crossadapt.errors import UserError
 from crossadapt.evaluation.comparison import Comparison, ComparisonRow, write_comparison
 from crossadapt.evaluation.intervals import metric_intervals, paired_test
 from crossadapt.evaluation.metrics import RetrievalResult
 from crossadapt.evaluation.plots import require_matplotlib
 from crossadapt.training.job import TrainJob
+from crossadapt.training.method_strings import SETTINGS, Contender, parse_contender, sized
 from crossadapt.training.run import versions
 
 HEADLINE = "text_to_image.r1"
@@ -43,63 +42,8 @@ METRICS = (
 )
 ZERO_SHOT = "zero-shot"
 
-# Training settings that a method string may carry beside the method's own options.
-SETTINGS = ("lr", "epochs", "batch_size", "weight_decay", "warmup", "optimiser", "preset", "patience")
 # Fields of a job that do not decide its numbers.
 _FREE = ("output", "resume", "quiet", "workers", "cache", "checkpoint_seconds", "checkpoint_steps")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method with its options and its own training settings; `label` is what the user wrote."""
-
-    label: str
-    method: str
-    options: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    budget: int | None = None
-
-
-def parse_contender(text: str) -> Contender:
-    """Read ``name``, ``name:key=value,key=[a,b]`` or ``peft:name:key=value``.
-
-    A key is an option of the method, one of `SETTINGS`, or (PEFT methods with a rank) ``budget``:
-    the number of trained parameters to come nearest to.
-
-    Raises:
-        UserError: unknown method or key (the nearest is named), or something that is no pair.
-    """
-    name, _, rest = text.strip().partition(":")
-    if name == "peft":
-        kind, _, rest = rest.partition(":")
-        name = f"peft:{kind}"
-    known = [f.name for f in fields(get_method(name).config_class)]
-    extra = [*SETTINGS, *(["budget"] if "r" in known and name.startswith("peft:") else [])]
-    options: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
-    budget = None
-    # A comma inside [a,b] belongs to the value.
-    for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        key = key.replace("-", "_")
-        if not equals:
-            raise UserError(
-                f"{pair!r} is not key=value", where=text, fix="write name:key=value,key=value"
-            )
-        if key in known:
-            options[key] = _value(value)
-        elif key == "budget" and key in extra:
-            budget = _whole(value, text)
-        elif key in extra:
-            settings[key] = _value(value)
-        else:
-            raise UserError(
-                f"{name} has no option {key!r}",
-                where=text,
-                fix=did_you_mean(key, [*known, *extra]),
-            )
-    make_config(name, options)
-    return Contender(text.strip(), name, options, settings, budget)
 
 
 def compare(
@@ -139,7 +83,7 @@ def compare(
     backbone = backbones.load(base.backbone)
     identity = {"data": manifest.fingerprint, "backbone": backbone.fingerprint}
     jobs = {
-        (c.label, seed): _job(base, _sized(c, backbone), seed) for c in contenders for seed in seeds
+        (c.label, seed): _job(base, sized(c, backbone), seed) for c in contenders for seed in seeds
     }
     runs = make_folder(output / "runs")
     found: dict[tuple[str, int], dict[str, Any]] = {}
@@ -157,41 +101,6 @@ def compare(
         say(f"{told}: text → image R@1 {score:.1f} in {found[key]['seconds']:,.0f} s")
     comparison = _comparison(base, contenders, seeds, found)
     return comparison, write_comparison(comparison, output)
-
-
-def _value(text: str) -> Any:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{text!r} is not a value", fix="write 8, 0.1, true or [a,b]") from error
-    if isinstance(value, str):
-        # YAML reads 3e-3 (no point) as text, which is what most people write.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _whole(text: str, where: str) -> int:
-    try:
-        return int(text.replace("_", ""))
-    except ValueError as error:
-        raise UserError(f"budget={text} is not a whole number", where=where) from error
-
-
-def _sized(contender: Contender, backbone: HFBackbone) -> Contender:
-    """The contender with the rank its budget asks for; its plan is checked on the backbone."""
-    if contender.budget is not None:
-        from crossadapt.integrations.peft import rank_for_budget
-
-        config = make_config(contender.method, contender.options)
-        rank = rank_for_budget(backbone, contender.method, contender.budget, config=config)
-        contender = replace(contender, options={**contender.options, "r": rank})
-    summarise(backbone, make_config(contender.method, contender.options))
-    return contender
 
 
 def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
@@ -281,10 +190,11 @@ def _comparison(
         if zero.groups > 1:
             tests = [paired_test(zero, result, HEADLINE) for result in results]
             gains = [test.difference for test in tests]
+            low, p = min(test.low for test in tests), max(test.p_value for test in tests)
             notes.append(
                 f"{contender.label}: gain over zero-shot from {min(gains):+.1f} to "
                 f"{max(gains):+.1f} points over seeds; lowest bound of the paired intervals "
-                f"{min(test.low for test in tests):+.1f}, largest p {max(t.p_value for t in tests):.4f}."
+                f"{low:+.1f}, largest p {p:.4f}."
             )
     return Comparison(
         rows,

@@ -106,9 +106,7 @@ def run_evaluation(
         )
     model = backbones.load(source)
     held_out = open_split(model, rows, split, ledger=ledger, workers=workers, cache=cache)
-    measure = HeldOut(
-        model, held_out.manifest, held_out.pixels, choose_precision(precision, "cpu")
-    )
+    measure = HeldOut(model, held_out.manifest, held_out.pixels, choose_precision(precision, "cpu"))
     if adapter is not None:
         load_adapter(model, adapter)
     with frozen(model):

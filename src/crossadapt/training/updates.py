@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
+from crossadapt.adapters.attach import attached
+
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
     from crossadapt.tasks.base import Task
@@ -36,7 +38,7 @@ def limit_logit_scale(trained: Mapping[str, Parameter]) -> None:
 
 def trained_tensors(backbone: Backbone, adapter: str, task: Task) -> dict[str, Parameter]:
     """The adapter's tensors as ``adapter.NAME`` and the task's own as ``task.NAME``."""
-    tensors = {f"adapter.{n}": p for n, p in backbone.adapters[adapter].trained().items()}
+    tensors = {f"adapter.{n}": p for n, p in attached(backbone, adapter).trained().items()}
     return tensors | {f"task.{name}": p for name, p in task.parameters().items()}
 
 

@@ -1,0 +1,77 @@
+"""``crossadapt evaluate``: measure a backbone, frozen or adapted, by a protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from crossadapt.cli.options import parse as parse_options
+from crossadapt.cli.output import before_after, json_only
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure retrieval on held-out items: the frozen model and, with --adapter, the adapted one.
+
+    Prints recalls and ranks in both directions with 95 % intervals, and the paired test when there
+    is an adapter.
+    """
+
+    data: str
+    """A folder, a table (CSV, JSONL, Parquet), a Karpathy JSON file, or `openmoji`."""
+    adapter: Path | None = None
+    """Folder that `crossadapt train` wrote."""
+    backbone: str | None = None
+    """Backbone to measure; the adapter's own, or pico-clip without an adapter."""
+    protocol: str = "pairs"
+    """Rule of the evaluation: pairs, flickr30k-1k, coco-5k or coco-1k-folds."""
+    split: str = "test"
+    """Rows to measure on; `all` takes every row."""
+    reader: str = "auto"
+    """How to read the data; found out from the files when `auto`."""
+    columns: Mapping[str, str] | None = None
+    """Which column is which, as role to name: item, text, group, split."""
+    split_seed: int | None = None
+    """Seed of the split, for data that bring none; the adapter's own when unset."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the encoders; bf16 where the hardware has it."""
+    workers: int | None = None
+    """Processes that decode pictures; one per core when unset."""
+    cache: Path | None = None
+    """Folder of prepared pictures; the user's cache folder when unset."""
+    report: Path | None = None
+    """Also write an HTML report to this file."""
+    json: bool = False
+    """Print one JSON document instead of the table."""
+
+
+def parse(args: Sequence[str]) -> EvaluateOptions | None:
+    """Options, or None when help was printed."""
+    return parse_options(EvaluateOptions, args, "evaluate")
+
+
+def run(options: EvaluateOptions) -> int:
+    """Measure and print."""
+    from crossadapt.training.measure import run_evaluation
+    from crossadapt.training.reporting import report_evaluation
+
+    own = ("json", "report")
+    settings: dict[str, Any] = {k: v for k, v in asdict(options).items() if k not in own}
+    with json_only(options.json) as show:
+        found = run_evaluation(**settings)
+        show(found.to_dict())
+        if not options.json:
+            frozen = found.frozen.result
+            if found.adapted is None:
+                before_after(None, frozen, options.split)
+            else:
+                before_after(frozen, found.adapted.result, options.split)
+        for line in (*found.notes, found.ledger.render()):
+            if line:
+                print(line, file=sys.stderr)
+        if options.report is not None:
+            print(f"report: {report_evaluation(found, options.report)}")
+    return 0

@@ -1,0 +1,86 @@
+"""What commands print: tables for people, one pure JSON document for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossadapt.evaluation.metrics import RetrievalResult
+
+
+@contextlib.contextmanager
+def json_only(wanted: bool) -> Iterator[Callable[[Any], None]]:
+    """Keep standard output for the JSON document: everything else goes to standard error.
+
+    Yields the function that prints the document. With `wanted` false it prints nothing and
+    standard output stays as it is.
+    """
+    if not wanted:
+        yield lambda _: None
+        return
+    out = sys.stdout
+
+    def show(document: Any) -> None:
+        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False), file=out)
+
+    with contextlib.redirect_stdout(sys.stderr):
+        yield show
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is text, the others are aligned right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        first = index == 0
+        grid.add_column(column, justify="left" if first else "right", no_wrap=not first,
+                        overflow="fold")  # fmt: skip
+    for row in rows:
+        grid.add_row(*row)
+    # Wider than any table of ours: the terminal wraps a long line, cut columns would lose numbers.
+    Console(file=sys.stdout, highlight=False, width=400).print(grid)
+
+
+def before_after(before: RetrievalResult | None, after: RetrievalResult, split: str) -> None:
+    """Print frozen and adapted scores with 95 % intervals, and what the paired test says.
+
+    With `before` None only one model was measured: its scores are shown as zero-shot.
+    """
+    from crossadapt.evaluation.intervals import metric_intervals, paired_tests
+    from crossadapt.evaluation.metrics import DIRECTIONS, direction_label
+
+    parts = ("r1", "r5", "r10", "median_rank")
+    models = {"zero-shot": after} if before is None else {"zero-shot": before, "adapted": after}
+    rows = []
+    for direction in DIRECTIONS:
+        for name, result in models.items():
+            # One group has no interval.
+            intervals = metric_intervals(result) if result.groups > 1 else {}
+            cells = [
+                intervals[key].format() if key in intervals else f"{result.metric(key):.1f}"
+                for key in (f"{direction}.{part}" for part in parts)
+            ]
+            rows.append([direction_label(direction), name, *cells])
+    table(
+        f"held-out split {split!r}, protocol {after.protocol}: "
+        f"{after.images:,} pictures, {after.texts:,} texts",
+        ["direction", "model", "R@1", "R@5", "R@10", "median rank"],
+        rows,
+    )
+    if before is None or after.groups < 2:
+        return
+    metrics = [f"{direction}.r1" for direction in DIRECTIONS]
+    for name, test in paired_tests(before, after, metrics=metrics).items():
+        direction = direction_label(name.partition(".")[0])
+        p = "p < 0.001" if test.p_value < 0.001 else f"p = {test.p_value:.3f}"
+        print(
+            f"{direction} R@1: {test.difference:+.1f} points [{test.low:+.1f}, {test.high:+.1f}], "
+            f"paired test over {test.groups:,} groups: {p}"
+        )
