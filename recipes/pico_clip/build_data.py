@@ -8,8 +8,8 @@ file)::
 It writes ``data/images/<set>/<name>.png`` (64 x 64, white background) and ``data/manifest.parquet``
 with one row per picture-caption pair. Pictures of one concept drawn by several sets share a group,
 so training treats them as positives. One set, `VALIDATION`, is never trained on: as in use, the
-concepts are known there and the drawing style is not. OpenMoji is never read: it is the demo's test of generalising
-to an unseen drawing style.
+concepts are known there and the drawing style is not. OpenMoji is never read: it is the demo's test
+of an unseen drawing style.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def key(text: str) -> str:
 
 
 class EmojiNames:
-    """Labels, short codes and keywords of the Unicode emoji, from the MIT package emojibase-data."""
+    """Labels, short codes and keywords of the Unicode emoji, from emojibase-data (MIT)."""
 
     def __init__(self, folder: Path) -> None:
         entries = json.loads((folder / "en/compact.json").read_text())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the caller can fix; the command line prints it without a traceback and exits with 1.
+    """Something the caller can fix; the command line prints it, no traceback, and exits with 1.
 
     Args:
         what: what is wrong, in one sentence.

@@ -58,9 +58,7 @@ def test_sigmoid_loss_by_hand(features):
         for j in range(6):
             sign = 1 if group[i] == group[j] else -1
             expected -= F.logsigmoid(sign * (10 * cosines[i, j] - 5))
-    ours = objectives.sigmoid_loss(
-        images, texts, 10.0, -5.0, objectives.same(torch.tensor(group))
-    )
+    ours = objectives.sigmoid_loss(images, texts, 10.0, -5.0, objectives.same(torch.tensor(group)))
     assert torch.allclose(ours, expected / 6, atol=1e-5)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from tests import small_run
 import torch
+from tests import small_run
 
 from crossadapt import backbones
 from crossadapt.data.manifest import Manifest

@@ -63,9 +63,9 @@ def parameter_parts(backbone: Backbone) -> Parts:
 def parameter_tower(backbone: Backbone, name: str) -> str:
     """``vision``, ``text`` or ``shared`` (logit scale and the like) for a parameter name."""
     first = name.partition(".")[0]
-    for site in backbone.sites():
-        if site.path.partition(".")[0] == first:
-            return site.tower
+    roots = {site.path.partition(".")[0]: site.tower for site in backbone.sites()}
+    if first in roots:
+        return roots[first]
     # Projections stand beside the towers: CLIP's visual_projection and text_projection.
     for tower, mark in (("vision", "vis"), ("text", "text")):
         if first.startswith(mark):

@@ -103,7 +103,9 @@ def check_fingerprint(backbone: Backbone, saved: Mapping[str, Any], folder: Path
     if theirs["fingerprint"] != ours:
         fix = f"load the backbone {theirs['source']!r}, or train an adapter for this one"
         if theirs["source"] == backbone.source:
-            fix = "its weights, tokenizer or preprocessing changed since: load the copy the adapter "
+            fix = (
+                "its weights, tokenizer or preprocessing changed since: load the copy the adapter "
+            )
             fix += "was trained on, or train it again"
         raise UserError(
             f"the adapter was trained on another backbone: {theirs['source']} "

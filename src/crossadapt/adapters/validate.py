@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from crossadapt.adapters.plan import Insertion, Override, Shadow
 from crossadapt.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from crossadapt.backbones.base import Backbone
+    from crossadapt.backbones.base import Backbone, Site
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -55,12 +55,14 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
             where=backbone.source,
             fix="check the method's options; nothing would be trained",
         )
+    sites = {site.name: site for site in backbone.sites()}
+    parameters = dict(backbone.model.named_parameters())
     seen: set[str] = set()
     for item in plan:
         if isinstance(item, Insertion):
-            key = _check_insertion(backbone, item, method)
+            key = _check_insertion(item, sites, method, backbone.source)
         elif isinstance(item, Override):
-            key = _check_override(backbone, item, method)
+            key = _check_override(item, parameters, method, backbone.source)
         elif isinstance(item, Shadow):
             if len(plan) > 1:
                 raise UserError(
@@ -78,12 +80,11 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
         seen.add(key)
 
 
-def _check_insertion(backbone: Backbone, item: Insertion, method: str) -> str:
-    sites = {site.name: site for site in backbone.sites()}
+def _check_insertion(item: Insertion, sites: Mapping[str, Site], method: str, source: str) -> str:
     site = item.site
     if sites.get(site.name) != site:
         raise UserError(
-            f"the plan of {method} inserts at {site.name!r}, which {backbone.source} has not",
+            f"the plan of {method} inserts at {site.name!r}, which {source} has not",
             where=site.path,
             fix=did_you_mean(site.name, sites),
         )
@@ -122,19 +123,20 @@ def _probe(module: nn.Module, where: str, width: int) -> None:
         )
 
 
-def _check_override(backbone: Backbone, item: Override, method: str) -> str:
-    parameters = dict(backbone.model.named_parameters())
+def _check_override(
+    item: Override, parameters: Mapping[str, nn.Parameter], method: str, source: str
+) -> str:
     if item.parameter not in parameters:
         raise UserError(
             f"the plan of {method} trains {item.parameter!r}, which is no parameter of the model",
-            where=backbone.source,
+            where=source,
             fix=did_you_mean(item.parameter, parameters),
         )
     original = parameters[item.parameter]
     if not original.is_floating_point():
         raise UserError(
             f"{item.parameter} is stored as {original.dtype} and cannot be trained",
-            where=backbone.source,
+            where=source,
             fix="load the backbone in float32, float16 or bfloat16",
         )
     check_finite(original, item.parameter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,10 @@ class Preprocess(Protocol):
     ``preprocess(image)`` equals ``preprocess.normalise(preprocess.pixels(image)[None])[0]``.
     """
 
-    size: tuple[int, int]
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a prepared picture."""
+        ...
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop an RGB picture to uint8 (3, H, W); what caches store."""
@@ -75,12 +78,10 @@ class Backbone(Protocol):
     effect: see `hf.HFBackbone`. `attention` holds the implementation in use per tower.
     """
 
-    family: str
+    family: ClassVar[str]
     source: str
     model: nn.Module
     adapters: nn.ModuleDict
-    preprocess: Preprocess
-    tokenize: Callable[[Sequence[str]], TokenBatch]
     override_source: Callable[[], Mapping[str, Tensor]] | None
     shadow: nn.Module | None
     attention: dict[str, str]
@@ -93,6 +94,16 @@ class Backbone(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the frozen weights are."""
+        ...
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The checkpoint's own picture preparation."""
+        ...
+
+    @property
+    def tokenize(self) -> Callable[[Sequence[str]], TokenBatch]:
+        """Texts to a `TokenBatch`."""
         ...
 
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class PretrainingConfig:
     """What from-scratch training adds to the contrastive loss."""
 
     teacher: str = ""
-    """Folder with ``teacher.safetensors`` (`features` (N, K)) and ``teacher.json`` (the N items)."""
+    """Folder with ``teacher.safetensors`` (`features`, N x K) and ``teacher.json`` (N items)."""
     feature_weight: float = 4.0
     """Weight of the cosine distance between the head's output and the teacher's features."""
     relation_weight: float = 1.0
@@ -162,12 +162,12 @@ class PretrainingTask:
 
     def steps_per_epoch(self) -> int:
         """Full batches in the sum of the weights."""
-        return int(round(self._visits[-1])) // self.batch_size
+        return round(self._visits[-1]) // self.batch_size
 
     def batches(self, epoch: int, start: int) -> Iterator[np.ndarray]:
         """One caption row for each visited picture; systematic sampling keeps the visits exact."""
         random = np.random.default_rng([self.seed, epoch])
-        count = int(round(self._visits[-1]))
+        count = round(self._visits[-1])
         points = (np.arange(count) + random.random()) * (self._visits[-1] / count)
         items = np.searchsorted(self._visits, points, side="right").clip(max=len(self._rows_of) - 1)
         items = random.permutation(items)
@@ -183,7 +183,7 @@ class PretrainingTask:
         return rows[0] if first else rows[int(draw * len(rows))]
 
     def collate(self, rows: np.ndarray) -> Batch:
-        """Augmented pixels (B, 3, H, W) uint8, ids and mask (B, L), and what identifies positives."""
+        """Augmented pixels (B, 3, H, W) uint8, ids and mask (B, L), and what tells positives."""
         items = self.train.item_index[rows]
         pixels = stack_pixels(self.pixels, items)
         if self._augment is not None:
