@@ -18,7 +18,8 @@ from pathlib import Path
 PACKAGE = "crossadapt"
 SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 
-_MODEL = {"layers", "backbones", "errors"}
+_FREE = {"errors", "files"}
+_MODEL = {"layers", "backbones"} | _FREE
 _TRAINED = _MODEL | {"adapters", "methods"}
 _TASK = _TRAINED | {"tasks", "data", "evaluation", "integrations"}
 
@@ -26,12 +27,13 @@ _TASK = _TRAINED | {"tasks", "data", "evaluation", "integrations"}
 # each of its files needs an extra that may not be installed.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "layers": {"errors"},
+    "files": {"errors"},
+    "layers": _FREE,
     "backbones": _MODEL,
     "adapters": _MODEL | {"integrations"},
     "methods": _MODEL | {"adapters"},
-    "data": {"errors"},
-    "evaluation": {"errors", "data"},
+    "data": _FREE,
+    "evaluation": _FREE | {"data"},
     "tasks": _TASK,
     "training": _TASK | {"training"},
     "search": _TASK | {"search"},

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.adapting import features, hooks, same, train
 
-from crossadapt.adapters import files
+from crossadapt import files
 from crossadapt.adapters.attach import attach, detach
 from crossadapt.adapters.folder import load_adapter, read_adapter_config, save_adapter
 from crossadapt.backbones import tiny
@@ -46,7 +46,7 @@ def edit_config(folder: Path, **changes) -> None:
     saved.update(changes)
     saved = {k: v for k, v in saved.items() if v is not None}
     path.write_text(json.dumps(saved))
-    header = {"format": "pt", "adapter_config": json.dumps(saved, sort_keys=True)}
+    header = {"adapter_config": json.dumps(saved, sort_keys=True)}
     save_file(load_file(folder / TENSORS), folder / TENSORS, metadata=header)
 
 
@@ -85,8 +85,9 @@ def test_folder_holds_the_four_files(folder, trained) -> None:
 def test_saving_twice_gives_the_same_bytes_and_keeps_other_files(folder, trained) -> None:
     before = (folder / TENSORS).read_bytes()
     (folder / "report.html").write_text("kept")
-    save_adapter(trained, "default", folder, card="# mine")
-    assert (folder / TENSORS).read_bytes() == before
+    for _ in range(5):
+        save_adapter(trained, "default", folder, card="# mine")
+        assert (folder / TENSORS).read_bytes() == before
     assert (folder / "README.md").read_text() == "# mine"
     assert (folder / "report.html").read_text() == "kept"
     assert (folder / "run.json").exists()
@@ -229,7 +230,7 @@ def test_full_disk_leaves_the_old_files_intact(folder, monkeypatch, victim: str,
     real = files.write_bytes
 
     def write(path: Path, data: bytes) -> None:
-        if path.name != victim:
+        if victim not in path.name:
             return real(path, data)
         real(path, data[: len(data) // 2])
         raise OSError(code, os.strerror(code))
@@ -257,7 +258,7 @@ def test_failed_first_save_leaves_nothing_loadable(trained, tmp_path, monkeypatc
 
 def test_folder_that_cannot_be_made(trained, tmp_path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="could not be saved"):
+    with pytest.raises(UserError, match="cannot create a folder"):
         save_adapter(trained, "default", tmp_path / "file" / "run")
 
 
@@ -268,7 +269,7 @@ def test_a_real_write_error_leaves_the_old_files_intact(folder) -> None:
     code = f"""
         import resource
         from pathlib import Path
-        from crossadapt.adapters.files import replace_files
+        from crossadapt.files import replace_files
         from crossadapt.errors import UserError
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:

@@ -59,3 +59,16 @@ def test_strength_of_an_inactive_adapter_waits_for_it(backbone) -> None:
     activate(backbone, None)
     with pytest.raises(UserError, match="no adapter is active"):
         set_strength(backbone, 0.5)
+
+
+def test_a_shadow_is_left_out_at_strength_zero(backbone) -> None:
+    """A shadow's `set_strength` need not know 0: the frozen model itself runs then."""
+    pytest.importorskip("peft")
+    from crossadapt.adapters.registry import make_config
+
+    attach(backbone, make_config("peft:lora"))
+    assert backbone.shadow is not None
+    set_strength(backbone, 0.0)
+    assert backbone.shadow is None
+    set_strength(backbone, 0.5)
+    assert backbone.shadow is not None

@@ -5,11 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from crossadapt.data import Ledger
-from crossadapt.data.files import write_atomically
-from crossadapt.errors import UserError
 
 
 def test_entries_once_and_summary() -> None:
@@ -51,17 +47,3 @@ def test_threads_and_processes(tmp_path) -> None:
     assert [other.wait() for other in others] == [0, 0]
     assert len(ledger) == 500
     assert len(path.read_text().splitlines()) == 500
-
-
-def test_atomic_write(tmp_path) -> None:
-    path = tmp_path / "a" / "b.txt"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert [entry.name for entry in path.parent.iterdir()] == ["b.txt"]
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="cannot write a file"):
-        write_atomically(tmp_path / "folder", b"")
-    with pytest.raises(UserError, match="cannot create a folder"):
-        write_atomically(path / "below a file" / "x", b"")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "folder"]

@@ -94,5 +94,5 @@ def test_other_failures_are_not_called_a_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(checkpoints, "save_file", refused)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(UserError, match="could not be saved: Input/output"):
         save_checkpoint(tmp_path / "x.safetensors", made()[0], Progress(), IDENTITY)

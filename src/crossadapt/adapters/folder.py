@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 from crossadapt.adapters.attach import attached, build, install
-from crossadapt.adapters.files import replace_files
 from crossadapt.adapters.reading import (
     CONFIG_FILE,
     FORMAT_VERSION,
@@ -27,6 +26,7 @@ from crossadapt.adapters.reading import (
 )
 from crossadapt.adapters.registry import make_config
 from crossadapt.errors import UserError
+from crossadapt.files import replace_files
 
 if TYPE_CHECKING:
     from crossadapt.adapters.adapter import AttachedAdapter
@@ -77,7 +77,9 @@ def save_adapter(
         key: parameter.detach().to("cpu", torch.float32).contiguous()
         for key, parameter in adapter.named_trained()
     }
-    header = {"format": "pt", "adapter_config": json.dumps(config, sort_keys=True)}
+    # One header entry only: safetensors writes several in random order, and equal adapters should
+    # be equal files.
+    header = {"adapter_config": json.dumps(config, sort_keys=True)}
     files = {TENSOR_FILE: to_safetensors(tensors, metadata=header)}
     if run is not None:
         files[RUN_FILE] = _json(run)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from crossadapt.data.files import make_folder
+from crossadapt.files import make_folder
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossadapt.data.files import write_atomically
 from crossadapt.errors import UserError, did_you_mean
+from crossadapt.files import write_file
 
 CORE_COLUMNS = ("item", "kind", "text", "group", "split")
 KINDS = ("image", "video")
@@ -239,7 +239,7 @@ class Manifest:
         metadata = {PARQUET_MARK: b"1", b"crossadapt.notes": "\n".join(self.notes).encode()}
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(metadata), buffer)
-        write_atomically(path, buffer.getvalue())
+        write_file(path, buffer.getvalue())
         return path
 
     def _coded(self, name: str) -> tuple[np.ndarray, list[str]]:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from crossadapt.data.decoding import Unreadable
-from crossadapt.data.files import cache_dir, make_folder, write_atomically
+from crossadapt.data.files import cache_dir
 from crossadapt.data.manifest import CORE_COLUMNS, Manifest
 from crossadapt.data.splits import position
 from crossadapt.errors import UserError
+from crossadapt.files import make_folder, write_file
 
 PREFIX = "openmoji:"
 SIZE = 256
@@ -110,7 +111,7 @@ def picture_bytes(item: str) -> bytes:
         )
     except ValueError as error:
         raise Unreadable(f"broken data: {error}") from error
-    write_atomically(path, bytes(content))
+    write_file(path, bytes(content))
     return bytes(content)
 
 
@@ -136,7 +137,7 @@ def export(manifest: Manifest, folder: str | Path) -> Path:
     for number, item in enumerate(manifest.items):
         if item.startswith(PREFIX):
             name = f"{item.removeprefix(PREFIX)}.png"
-            write_atomically(pictures / name, picture_bytes(item))
+            write_file(pictures / name, picture_bytes(item))
         else:
             name = f"{number:06d}{Path(item).suffix}"
             try:
@@ -150,11 +151,11 @@ def export(manifest: Manifest, folder: str | Path) -> Path:
     writer.writeheader()
     for row in manifest.table.to_pylist():
         writer.writerow({**row, "file_name": names[row["item"]]})
-    write_atomically(folder / "metadata.csv", text.getvalue().encode())
+    write_file(folder / "metadata.csv", text.getvalue().encode())
     if any(item.startswith(PREFIX) for item in names):
         note = f"{ATTRIBUTION[0].upper()}{ATTRIBUTION[1:]}.\n"
         note += "https://creativecommons.org/licenses/by-sa/4.0/\nRendered from SVG to PNG.\n"
-        write_atomically(folder / "ATTRIBUTION", note.encode())
+        write_file(folder / "ATTRIBUTION", note.encode())
     return folder
 
 

@@ -16,12 +16,13 @@ from PIL import Image
 
 from crossadapt.data import pool
 from crossadapt.data.decoding import MAX_PIXELS, Unreadable
-from crossadapt.data.files import cache_dir, make_folder
+from crossadapt.data.files import cache_dir
 from crossadapt.data.ledger import Ledger
 from crossadapt.data.manifest import is_builtin
 from crossadapt.data.stores import CachedPixels, LivePixels, PixelStore
 from crossadapt.data.worker import Transform, prepare
 from crossadapt.errors import UserError
+from crossadapt.files import make_folder
 
 _FORMAT = 1
 _ALONE_BELOW = 256

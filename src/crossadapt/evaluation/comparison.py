@@ -11,12 +11,12 @@ from typing import Any
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.evaluation import sections
 from crossadapt.evaluation.charts import CARD, WIDE, Point, scatter_chart
-from crossadapt.evaluation.files import write_atomic
 from crossadapt.evaluation.html import Markup, join, page, section, table, tag
 from crossadapt.evaluation.intervals import Interval, seed_interval
 from crossadapt.evaluation.metrics import METRIC_NAMES, metric_label
 from crossadapt.evaluation.protocols import get_protocol
 from crossadapt.evaluation.svg import compact
+from crossadapt.files import write_file
 
 COSTS = {
     "trained": "trained parameters",
@@ -164,13 +164,13 @@ def write_comparison(
     folder = Path(folder)
     record = json.dumps(found.to_dict(), indent=2, default=str) + "\n"
     paths = {
-        "json": write_atomic(folder / "comparison.json", record),
-        "md": write_atomic(folder / "comparison.md", to_markdown(found)),
-        "html": write_atomic(folder / "comparison.html", to_html(found)),
+        "json": write_file(folder / "comparison.json", record),
+        "md": write_file(folder / "comparison.md", to_markdown(found)),
+        "html": write_file(folder / "comparison.html", to_html(found)),
     }
     from crossadapt.evaluation.plots import comparison_png
 
-    paths["png"] = write_atomic(folder / "comparison.png", comparison_png(found))
+    paths["png"] = write_file(folder / "comparison.png", comparison_png(found))
     return paths
 
 

@@ -15,9 +15,9 @@ from crossadapt.errors import UserError
 from crossadapt.evaluation import gallery, sections
 from crossadapt.evaluation.charts import Curve
 from crossadapt.evaluation.examples import Example
-from crossadapt.evaluation.files import write_atomic
 from crossadapt.evaluation.html import Markup, page, tag
 from crossadapt.evaluation.metrics import RetrievalResult
+from crossadapt.files import write_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -100,4 +100,4 @@ def render_report(report: Report) -> str:
 
 def write_report(report: Report, path: str | Path) -> Path:
     """Write `report` as one HTML file, whole or not at all, and return its path."""
-    return write_atomic(path, render_report(report))
+    return write_file(Path(path), render_report(report))

@@ -7,11 +7,8 @@ in it: the loop seeds them before every step from (seed, step, process).
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from crossadapt.errors import UserError
+from crossadapt.files import replacing
 
 FORMAT = "crossadapt-checkpoint-1"
 
@@ -159,30 +157,3 @@ def _same_identity(path: Path, stored: Mapping[str, Any], identity: Mapping[str,
             where=str(path),
             fix="use the same settings, or another output folder for a new run",
         )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place only when the block succeeds.
-
-    The data are on the disk before the rename, so neither a crash nor a full disk can leave
-    anything but the old file or the new one. A full disk is a `UserError`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error):
-            raise
-        raise UserError(
-            f"the disk is full: {path.name} was not written",
-            where=str(path.parent),
-            fix="free some space and resume; the last file written before is whole",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

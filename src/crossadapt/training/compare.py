@@ -20,12 +20,12 @@ from typing import Any
 from crossadapt import backbones
 from crossadapt.adapters.registry import make_config
 from crossadapt.data import Ledger, read_manifest
-from crossadapt.data.files import make_folder, write_atomically
 from crossadapt.errors import UserError
 from crossadapt.evaluation.comparison import Comparison, ComparisonRow, write_comparison
 from crossadapt.evaluation.intervals import metric_intervals, paired_test
 from crossadapt.evaluation.metrics import RetrievalResult
 from crossadapt.evaluation.plots import require_matplotlib
+from crossadapt.files import make_folder, write_file
 from crossadapt.training.job import TrainJob
 from crossadapt.training.method_strings import SETTINGS, Contender, parse_contender, sized
 from crossadapt.training.run import versions
@@ -137,7 +137,7 @@ def _run(job: TrainJob, result: Path, told: str) -> dict[str, Any]:
     settings = {**asdict(job), "output": str(folder), "resume": resume}
     settings["cache"] = str(job.cache) if job.cache is not None else None
     spec, log = result.with_suffix(".job"), result.with_suffix(".log")
-    write_atomically(spec, json.dumps(settings, indent=1).encode())
+    write_file(spec, json.dumps(settings, indent=1))
     with log.open("w", encoding="utf-8") as messages:
         child = subprocess.run(
             [sys.executable, "-m", "crossadapt.training.contender", str(spec), str(result)],

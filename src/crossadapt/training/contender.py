@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crossadapt.errors import UserError
-from crossadapt.training.checkpoints import replacing
+from crossadapt.files import write_file
 from crossadapt.training.job import make_job
 
 
@@ -57,8 +57,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt as error:
         print(f"interrupted: {error}", file=sys.stderr)
         return 130
-    with replacing(target) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_file(target, json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from crossadapt.training.checkpoints import replacing
+from crossadapt.files import write_file
 
 PLAIN_SECONDS = 15.0
 """Seconds between two plain progress lines when there is no terminal."""
@@ -33,8 +33,7 @@ class Events:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _until(path, after) if after is not None and path.exists() else ""
-            with replacing(path) as temporary:
-                temporary.write_text(kept, encoding="utf-8")
+            write_file(path, kept)
         self._file = path.open("a", encoding="utf-8", buffering=1) if path is not None else None
 
     def add(self, event: str, step: int, **values: Any) -> None:

@@ -25,10 +25,10 @@ from crossadapt.backbones.precision import Precision, choose_precision
 from crossadapt.data import DuplicateReport, Ledger, read_manifest
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.evaluation.metrics import RetrievalResult
+from crossadapt.files import write_file
 from crossadapt.tasks.base import Task, TaskSetup
 from crossadapt.tasks.retrieval import HeldOut
 from crossadapt.training.card import make_card
-from crossadapt.training.checkpoints import replacing
 from crossadapt.training.config import Recipe
 from crossadapt.training.events import reset_peak_memory
 from crossadapt.training.job import TrainJob
@@ -275,8 +275,7 @@ def _save(job: TrainJob, result: RunResult, backbone: HFBackbone) -> None:
         merge(backbone)
         backbones.save_backbone(backbone, result.folder / "backbone")
         for name, text in (("run.json", to_json(result.record)), ("README.md", card)):
-            with replacing(result.folder / "backbone" / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_file(result.folder / "backbone" / name, text)
     else:
         save_adapter(
             backbone, "default", result.folder, card=card, run=json.loads(to_json(result.record))
@@ -286,5 +285,4 @@ def _save(job: TrainJob, result: RunResult, backbone: HFBackbone) -> None:
         for name, measured in (("before", result.before), ("after", result.after))
         if measured is not None
     }
-    with replacing(result.folder / RESULTS_FILE) as temporary:
-        temporary.write_text(to_json(ranks), encoding="utf-8")
+    write_file(result.folder / RESULTS_FILE, to_json(ranks))
