@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crossadapt.adapters.attach import activate, attach, detach, set_strength
+    from crossadapt.adapters.attach import activate, attach, detach, frozen, set_strength
     from crossadapt.adapters.folder import load_adapter, save_adapter
+    from crossadapt.adapters.merge import merge
     from crossadapt.backbones.loading import load
     from crossadapt.data import read_manifest
     from crossadapt.methods.cross_modal_adapter import CrossModalAdapterConfig
@@ -22,8 +23,10 @@ _LAZY = {
     "activate": "adapters.attach",
     "attach": "adapters.attach",
     "detach": "adapters.attach",
+    "frozen": "adapters.attach",
     "load": "backbones.loading",
     "load_adapter": "adapters.folder",
+    "merge": "adapters.merge",
     "read_manifest": "data",
     "save_adapter": "adapters.folder",
     "set_strength": "adapters.attach",
@@ -35,8 +38,10 @@ __all__ = [
     "activate",
     "attach",
     "detach",
+    "frozen",
     "load",
     "load_adapter",
+    "merge",
     "read_manifest",
     "save_adapter",
     "set_strength",

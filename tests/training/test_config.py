@@ -78,7 +78,7 @@ def test_a_recipe_file_and_its_smoke_part(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n", "maps"), ("a: [", "YAML"), ("data: x\nlr: fast\n", "must be a number")],
+    [("- a\n", "is a mapping"), ("a: [", "YAML"), ("data: x\nlr: fast\n", "must be a number")],
 )
 def test_a_recipe_that_cannot_be_read(tmp_path, text, message):
     (tmp_path / "a.yaml").write_text(text)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from crossadapt.errors import UserError, did_you_mean
+from crossadapt.training.job import read_recipe
 
 DEFAULT_METHOD = "cross-modal-adapter"
 METHOD_PREFIX = "method"
@@ -169,21 +170,6 @@ def with_recipe(
         content |= short
     hidden = {k: content.pop(k) or {} for k in HIDDEN_MAPPINGS if k in content}
     return [*recipe_args(content, options, path), *args], hidden
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML recipe."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe is not valid YAML: {error}", where=str(path)) from error
-    if not isinstance(content, dict):
-        raise UserError(
-            "a recipe is a mapping of option names to values", where=str(path), fix="see recipes/"
-        )
-    return content
 
 
 def recipe_args(recipe: Mapping[str, Any], options: type, path: Path) -> list[str]:

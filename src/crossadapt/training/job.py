@@ -126,9 +126,22 @@ def load_recipe(path: str | Path, *, smoke: bool = False, **changes: Any) -> Tra
     Raises:
         UserError: no such file, not a mapping, or an unknown key (the nearest one is named).
     """
+    path = Path(path)
+    content = read_recipe(path)
+    short = content.pop("smoke", None) or {}
+    reject_unknown(short, [f.name for f in fields(TrainJob)], where=f"{path}: smoke")
+    job = make_job({**content, **(short if smoke else {})}, where=str(path))
+    return replace(job, **changes)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML recipe, unchecked.
+
+    Raises:
+        UserError: no such file, not YAML, or not a mapping.
+    """
     import yaml
 
-    path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -137,12 +150,9 @@ def load_recipe(path: str | Path, *, smoke: bool = False, **changes: Any) -> Tra
         raise UserError(f"the recipe is not valid YAML: {error}", where=str(path)) from error
     if not isinstance(content, dict):
         raise UserError(
-            "a recipe maps setting names to values", where=str(path), fix="see recipes/"
+            "a recipe is a mapping of option names to values", where=str(path), fix="see recipes/"
         )
-    short = content.pop("smoke", None) or {}
-    reject_unknown(short, [f.name for f in fields(TrainJob)], where=f"{path}: smoke")
-    job = make_job({**content, **(short if smoke else {})}, where=str(path))
-    return replace(job, **changes)
+    return content
 
 
 def _number(name: str, value: Any, where: str) -> float | None:
