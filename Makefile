@@ -52,7 +52,7 @@ test: $(STAMP_DEV)
 check: $(STAMP_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --python-interpreter-path $(BIN)/python
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 	$(BIN)/python scripts/check_imports.py
 	$(BIN)/python scripts/check_docs.py
 
