@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def drop_tokens(tokens: Tensor, share: float) -> Tensor:
-    """Keep the class token and a random subset of the patch tokens, another one for each picture.
+def drop_tokens(tokens: Tensor, share: float, prefix: int = 1) -> Tensor:
+    """Keep a random subset of the patch tokens, another one for each picture.
 
     Args:
-        tokens: (B, 1 + N, D), class token first, position embeddings already added.
+        tokens: (B, prefix + N, D), position embeddings already added.
         share: share of the N patch tokens that is dropped, in [0, 1).
+        prefix: tokens in front of the patches that always stay: 1 for a class token, else 0.
 
     Returns:
-        (B, 1 + K, D) with ``K = max(1, round(N * (1 - share)))``, in the original order.
+        (B, prefix + K, D) with ``K = max(1, round(N * (1 - share)))``, in the original order.
     """
     batch, length, width = tokens.shape
-    keep = max(1, round((length - 1) * (1 - share)))
-    order = torch.rand(batch, length - 1, device=tokens.device).argsort(1)[:, :keep]
-    order = torch.cat([order.new_zeros(batch, 1), order.sort(1).values + 1], 1)
+    patches = length - prefix
+    keep = max(1, round(patches * (1 - share)))
+    kept = torch.rand(batch, patches, device=tokens.device).argsort(1)[:, :keep].sort(1).values
+    front = torch.arange(prefix, device=tokens.device).expand(batch, -1)
+    order = torch.cat([front, kept + prefix], 1)
     return tokens.gather(1, order[..., None].expand(-1, -1, width))
+
+
+@contextmanager
+def dropping(embeddings: nn.Module, share: float) -> Iterator[None]:
+    """Inside the block, a vision tower loses a `share` of its patch tokens after the embedding.
+
+    Args:
+        embeddings: gives (B, tokens, D); has a `class_embedding` if the first token is one.
+        share: as for `drop_tokens`; 0 does nothing.
+    """
+    if share == 0:
+        yield
+        return
+    prefix = int(hasattr(embeddings, "class_embedding"))
+    hook = embeddings.register_forward_hook(
+        lambda _module, _inputs, tokens: drop_tokens(tokens, share, prefix)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()

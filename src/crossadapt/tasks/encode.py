@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from crossadapt.backbones.base import TokenBatch
 from crossadapt.backbones.precision import Precision, choose_precision
 from crossadapt.errors import UserError
+from crossadapt.layers.token_drop import dropping
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
@@ -33,6 +34,20 @@ def stack_pixels(pixels: Pixels, indices: Sequence[int] | np.ndarray) -> Tensor:
     if isinstance(pixels, np.ndarray):
         return torch.from_numpy(pixels[np.asarray(indices)])
     return torch.from_numpy(np.stack([pixels[int(index)] for index in indices]))
+
+
+def training_features(backbone: Backbone, pixels: Tensor, token_drop: float = 0.0) -> Tensor:
+    """Features (B, D) of prepared pictures uint8 (B, 3, H, W), with their graph.
+
+    Args:
+        backbone: with whatever adapter is active.
+        pixels: normalised here.
+        token_drop: share of patch tokens dropped at random, other ones for each picture.
+    """
+    model = backbone.model if backbone.shadow is None else backbone.shadow
+    site = next(s for s in backbone.sites() if s.name == "vision.embedding")
+    with dropping(model.get_submodule(site.path), token_drop):
+        return backbone.encode_image(backbone.preprocess.normalise(pixels))
 
 
 def encode_images(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +26,9 @@ from torch.nn import functional as F
 from crossadapt.data.manifest import Manifest
 from crossadapt.errors import UserError
 from crossadapt.layers.drawing_augmentation import DrawingAugmentation
-from crossadapt.layers.token_drop import drop_tokens
 from crossadapt.tasks import objectives
 from crossadapt.tasks.base import Batch, Features, Inputs, TaskSetup, read_options
-from crossadapt.tasks.encode import Pixels, stack_pixels
+from crossadapt.tasks.encode import Pixels, stack_pixels, training_features
 from crossadapt.tasks.retrieval import HeldOut, scores
 
 if TYPE_CHECKING:
@@ -201,14 +199,7 @@ class PretrainingTask:
         """Features (rows, D); pictures lose a random part of their patch tokens on the way."""
         if stream == "text":
             return backbone.encode_text(*inputs)
-        with ExitStack() as stack:
-            if self.config.token_drop > 0:
-                site = next(s for s in backbone.sites() if s.name == "vision.embedding")
-                hook = backbone.model.get_submodule(site.path).register_forward_hook(
-                    lambda _module, _inputs, tokens: drop_tokens(tokens, self.config.token_drop)
-                )
-                stack.callback(hook.remove)
-            return backbone.encode_image(backbone.preprocess.normalise(inputs[0]))
+        return training_features(backbone, inputs[0], self.config.token_drop)
 
     def loss(
         self, features: Features, batch: Batch, backbone: Backbone

@@ -17,15 +17,44 @@ from crossadapt.data.manifest import Manifest
 from crossadapt.data.sampling import PairSampler
 from crossadapt.errors import UserError
 from crossadapt.evaluation.protocols import evaluate
+from crossadapt.layers.drawing_augmentation import DrawingAugmentation
 from crossadapt.tasks import objectives
 from crossadapt.tasks.base import Batch, Features, Inputs, TaskSetup, read_options
-from crossadapt.tasks.encode import Pixels, cut, encode_images, encode_texts, stack_pixels
+from crossadapt.tasks.encode import (
+    Pixels,
+    cut,
+    encode_images,
+    encode_texts,
+    stack_pixels,
+    training_features,
+)
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
     from crossadapt.evaluation.metrics import RetrievalResult
 
 Objective = Literal["info-nce", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """What retrieval has beyond the settings of every run."""
+
+    augment: Literal["none", "drawings"] = "none"
+    """Redraw training pictures at random; `drawings` is meant for drawings on white."""
+    token_drop: float = 0.0
+    """Share of patch tokens dropped at random while training: cheaper, and against over-fitting."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used."""
+        if self.augment not in ("none", "drawings"):
+            raise UserError(
+                f"augment is {self.augment!r}", where="task_options", fix="give none or drawings"
+            )
+        if not 0 <= self.token_drop < 1:
+            raise UserError(
+                f"token_drop is {self.token_drop}", where="task_options", fix="give [0, 1)"
+            )
 
 
 class RetrievalTask:
@@ -47,6 +76,7 @@ class RetrievalTask:
         objective: ``info-nce`` or ``sigmoid`` (a backbone with a logit bias only).
         seed: of the order of rows.
         precision: of validation.
+        config: augmentation; none when left out.
 
     Raises:
         UserError: fewer than two groups, a batch size below two, no logit bias for ``sigmoid``.
@@ -68,6 +98,7 @@ class RetrievalTask:
         objective: Objective = "info-nce",
         seed: int = 0,
         precision: Precision | None = None,
+        config: RetrievalConfig | None = None,
     ) -> None:
         if len(train.group_names) < 2:
             raise UserError(
@@ -82,6 +113,8 @@ class RetrievalTask:
                 fix="use info-nce, or a SigLIP backbone",
             )
         self.train, self.pixels, self.objective = train, pixels, objective
+        self.config = config or RetrievalConfig()
+        self._augment = DrawingAugmentation() if self.config.augment == "drawings" else None
         self.sampler = PairSampler(train, batch_size, seed=seed, captions=captions)
         tokens = backbone.tokenize(train.texts)
         # Half the memory of int64: every vocabulary fits.
@@ -104,12 +137,12 @@ class RetrievalTask:
     def collate(self, rows: np.ndarray) -> Batch:
         """Pixels (B, 3, H, W) uint8, ids and mask (B, L), L the longest text of the rows."""
         index = torch.from_numpy(rows)
+        pixels = stack_pixels(self.pixels, self.train.item_index[rows])
+        if self._augment is not None:
+            pixels = self._augment(pixels)
         tokens = cut(TokenBatch(self._ids[index], self._mask[index]))
         return Batch(
-            {
-                "image": (stack_pixels(self.pixels, self.train.item_index[rows]),),
-                "text": (tokens.ids, tokens.mask),
-            },
+            {"image": (pixels,), "text": (tokens.ids, tokens.mask)},
             {"group": self._groups[index], "text": self._texts[index]},
             len(rows),
         )
@@ -117,7 +150,7 @@ class RetrievalTask:
     def encode(self, backbone: Backbone, stream: str, inputs: Inputs) -> Tensor:
         """Features (rows, D) of pictures or of texts."""
         if stream == "image":
-            return backbone.encode_image(backbone.preprocess.normalise(inputs[0]))
+            return training_features(backbone, inputs[0], self.config.token_drop)
         return backbone.encode_text(*inputs)
 
     def loss(
@@ -143,14 +176,9 @@ class RetrievalTask:
         return {}
 
 
-@dataclass(frozen=True)
-class RetrievalConfig:
-    """Retrieval has no options beyond those of every run."""
-
-
 def make_task(setup: TaskSetup, options: Mapping[str, Any]) -> RetrievalTask:
     """The retrieval task of a run."""
-    read_options(RetrievalConfig, options, "retrieval")
+    config = read_options(RetrievalConfig, options, "retrieval")
     return RetrievalTask(
         setup.backbone,
         setup.train,
@@ -162,6 +190,7 @@ def make_task(setup: TaskSetup, options: Mapping[str, Any]) -> RetrievalTask:
         objective=setup.objective,
         seed=setup.seed,
         precision=setup.precision,
+        config=config,
     )
 
 
