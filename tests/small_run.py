@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from crossadapt import backbones
+from crossadapt import backbones, files
 from crossadapt.adapters.attach import attach
 from crossadapt.adapters.registry import make_config
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.data.manifest import Manifest
 from crossadapt.tasks.retrieval import RetrievalTask
-from crossadapt.training import checkpoints
 from crossadapt.training.config import Recipe
 from crossadapt.training.loop import FitResult, fit
 
@@ -108,7 +107,7 @@ if __name__ == "__main__":
                 die()
             before(source, target)
 
-        checkpoints.os.replace = replace
+        files.os.replace = replace
         step = 0
     run(where, resume=True, task=lambda t: AtStep(t, step, die), checkpoint_steps=3)
     raise SystemExit("still alive")

@@ -219,7 +219,6 @@ class TestDemo:
     def test_smoke_with_the_bundled_model(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from crossadapt.training import reporting
         from crossadapt.training import run as training
 
         whole = training.read_manifest
@@ -230,7 +229,6 @@ class TestDemo:
 
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(training, "read_manifest", few)
-        monkeypatch.setattr(reporting, "read_manifest", few)
         assert main(["demo", "--smoke"]) == 0
         out = capsys.readouterr().out
         assert "zero-shot" in out

@@ -28,3 +28,11 @@ def test_gradients_reach_the_kept_tokens_only():
     drop_tokens(tokens, 0.5).sum().backward()
     touched = (tokens.grad != 0).all(-1).sum(1)
     assert touched.tolist() == [5, 5]
+
+
+def test_without_a_class_token_every_token_may_go():
+    torch.manual_seed(0)
+    tokens = torch.arange(16.0).expand(64, 16)[..., None]
+    kept = drop_tokens(tokens, 0.5, prefix=0)[..., 0]
+    assert kept.shape == (64, 8)
+    assert 0 < (kept[:, 0] != 0).sum() < 64

@@ -4,6 +4,8 @@ import torch
 from tests import small_run
 
 from crossadapt import backbones
+from crossadapt.adapters.attach import attach
+from crossadapt.adapters.registry import make_config
 from crossadapt.data.manifest import Manifest
 from crossadapt.errors import UserError
 from crossadapt.tasks import objectives
@@ -73,3 +75,37 @@ def test_what_it_refuses():
         RetrievalTask(backbone, small_run.manifest(), small_run.pixels(), objective="sigmoid")
     with pytest.raises(UserError, match="no option 'frames'"):
         read_options(RetrievalConfig, {"frames": 1}, "retrieval")
+
+
+def test_augmented_pictures_change_with_the_generator_only():
+    backbone = backbones.tiny("clip")
+    task = RetrievalTask(backbone, small_run.manifest(), small_run.pixels(), batch_size=4,
+                         config=RetrievalConfig(augment="drawings"))  # fmt: skip
+    rows = np.arange(4)
+    torch.manual_seed(1)
+    first = task.collate(rows).inputs["image"][0]
+    assert not np.array_equal(first.numpy(), small_run.pixels()[:4])
+    assert not torch.equal(task.collate(rows).inputs["image"][0], first)
+    torch.manual_seed(1)
+    assert torch.equal(task.collate(rows).inputs["image"][0], first)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("method", ["cross-modal-adapter", "peft:lora"])
+def test_token_drop_reaches_the_tower_that_runs(family, method):
+    """PEFT methods run a copy of the model: the tokens must be dropped there."""
+    backbone = backbones.tiny(family)
+    attach(backbone, make_config(method))
+    task = RetrievalTask(backbone, small_run.manifest(), small_run.pixels(), batch_size=4,
+                         config=RetrievalConfig(token_drop=0.5))  # fmt: skip
+    inputs = task.collate(np.arange(4)).inputs["image"]
+    whole = backbone.encode_image(backbone.preprocess.normalise(inputs[0]))
+    assert not torch.allclose(task.encode(backbone, "image", inputs), whole)
+    again = backbone.encode_image(backbone.preprocess.normalise(inputs[0]))
+    assert torch.equal(again, whole), "the hook stayed"
+
+
+@pytest.mark.parametrize("options", [{"augment": "drawing"}, {"token_drop": 1.0}])
+def test_options_that_cannot_be_used(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        RetrievalConfig(**options)

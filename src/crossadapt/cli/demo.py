@@ -42,7 +42,7 @@ def parse(args: Sequence[str]) -> TrainJob | None:
 def run(job: TrainJob) -> int:
     """Say what happens, then train."""
     print(f"Adapting {job.backbone} to {job.data} with {job.method}; the backbone stays frozen.")
-    print("Pictures: OpenMoji, CC BY-SA 4.0, half to train on, the rest held out.", flush=True)
+    print("Pictures: OpenMoji, CC BY-SA 4.0; 35 % of them are held out.", flush=True)
     return train.run(job)
 
 
