@@ -80,7 +80,7 @@ def test_what_it_refuses():
 def test_augmented_pictures_change_with_the_generator_only():
     backbone = backbones.tiny("clip")
     task = RetrievalTask(backbone, small_run.manifest(), small_run.pixels(), batch_size=4,
-                         config=RetrievalConfig(augment="drawings"))  # fmt: skip
+                         config=RetrievalConfig(augment="pose"))  # fmt: skip
     rows = np.arange(4)
     torch.manual_seed(1)
     first = task.collate(rows).inputs["image"][0]
@@ -105,7 +105,7 @@ def test_token_drop_reaches_the_tower_that_runs(family, method):
     assert torch.equal(again, whole), "the hook stayed"
 
 
-@pytest.mark.parametrize("options", [{"augment": "drawing"}, {"token_drop": 1.0}])
+@pytest.mark.parametrize("options", [{"augment": "poses"}, {"token_drop": 1.0}])
 def test_options_that_cannot_be_used(options):
     with pytest.raises(UserError, match=next(iter(options))):
         RetrievalConfig(**options)

@@ -27,6 +27,8 @@ class DrawingAugmentation:
     """Largest move as a share of the picture's side."""
     shear: float = 0.12
     """Largest shear and difference between horizontal and vertical scale."""
+    ink: tuple[float, float] = (0.7, 1.1)
+    """Depth of the colours relative to the original."""
     colour: float = 0.25
     """Spread of the random colour matrix; 0 keeps the palette."""
     outline: float = 0.35
@@ -44,7 +46,8 @@ class DrawingAugmentation:
         ink = self._move(ink)
         batch = len(ink)
         noise = (torch.rand(batch, 3, 3) - 0.5) * 2 * self.colour
-        matrix = torch.eye(3) * (0.7 + 0.4 * torch.rand(batch, 1, 1)) + noise
+        low, high = self.ink
+        matrix = torch.eye(3) * (low + (high - low) * torch.rand(batch, 1, 1)) + noise
         grey = torch.rand(batch, 1, 1) < self.grey
         matrix = torch.where(grey, torch.full((3, 3), 1 / 3), matrix).to(ink)
         ink = torch.einsum("bij,bjhw->bihw", matrix, ink).clamp_(0, 1)
@@ -79,3 +82,10 @@ class DrawingAugmentation:
         only = torch.rand(batch) < self.line_art / max(self.outline + self.line_art, 1e-9)
         ink = torch.where(only.view(-1, 1, 1, 1).to(ink.device), 0.0, ink)
         return torch.maximum(ink, strokes)
+
+
+POSE_ONLY = DrawingAugmentation(
+    scale=(0.85, 1.1), rotation=8.0, shift=0.05, shear=0.08,
+    ink=(0.95, 1.05), colour=0.0, outline=0.0, line_art=0.0, grey=0.0, flat=0.0,
+)  # fmt: skip
+"""Moves the drawing and keeps its style, for adapting to one style."""

@@ -15,9 +15,9 @@ from crossadapt.backbones.base import TokenBatch
 from crossadapt.backbones.precision import Precision
 from crossadapt.data.manifest import Manifest
 from crossadapt.data.sampling import PairSampler
-from crossadapt.errors import UserError
+from crossadapt.errors import UserError, did_you_mean
 from crossadapt.evaluation.protocols import evaluate
-from crossadapt.layers.drawing_augmentation import DrawingAugmentation
+from crossadapt.layers.drawing_augmentation import POSE_ONLY, DrawingAugmentation
 from crossadapt.tasks import objectives
 from crossadapt.tasks.base import Batch, Features, Inputs, TaskSetup, read_options
 from crossadapt.tasks.encode import (
@@ -36,20 +36,26 @@ if TYPE_CHECKING:
 Objective = Literal["info-nce", "sigmoid"]
 
 
+_AUGMENTATIONS = {"none": None, "pose": POSE_ONLY, "restyle": DrawingAugmentation()}
+
+
 @dataclass(frozen=True)
 class RetrievalConfig:
     """What retrieval has beyond the settings of every run."""
 
-    augment: Literal["none", "drawings"] = "none"
-    """Redraw training pictures at random; `drawings` is meant for drawings on white."""
+    augment: Literal["none", "pose", "restyle"] = "none"
+    """Vary training pictures that are drawings on white: `pose` moves, turns and scales them,
+    `restyle` also changes colours and strokes."""
     token_drop: float = 0.0
     """Share of patch tokens dropped at random while training: cheaper, and against over-fitting."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""
-        if self.augment not in ("none", "drawings"):
+        if self.augment not in _AUGMENTATIONS:
             raise UserError(
-                f"augment is {self.augment!r}", where="task_options", fix="give none or drawings"
+                f"augment is {self.augment!r}",
+                where="task_options",
+                fix=did_you_mean(self.augment, _AUGMENTATIONS),
             )
         if not 0 <= self.token_drop < 1:
             raise UserError(
@@ -114,7 +120,7 @@ class RetrievalTask:
             )
         self.train, self.pixels, self.objective = train, pixels, objective
         self.config = config or RetrievalConfig()
-        self._augment = DrawingAugmentation() if self.config.augment == "drawings" else None
+        self._augment = _AUGMENTATIONS[self.config.augment]
         self.sampler = PairSampler(train, batch_size, seed=seed, captions=captions)
         tokens = backbone.tokenize(train.texts)
         # Half the memory of int64: every vocabulary fits.
