@@ -121,3 +121,13 @@ class TestRecipe:
 def test_last_value() -> None:
     assert cli_options.last_value(["--method", "a", "--method=b"], "--method") == "b"
     assert cli_options.last_value(["--method.r", "3"], "--method") is None
+
+
+def test_compare_reads_a_recipe_and_what_is_typed_wins() -> None:
+    from crossadapt.cli.compare import parse as parse_compare
+
+    found = parse_compare(["--recipe", "compare-openmoji", "--seeds", "7", "--smoke"])
+    assert found is not None
+    assert found.seeds == (7,)
+    assert found.methods[0] == "cross-modal-adapter"
+    assert (found.task_options, found.epochs) == ({"token_drop": 0.5}, 1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
 from crossadapt.cli.options import parse as parse_options
+from crossadapt.cli.options import with_recipe
 from crossadapt.cli.output import json_only, table
 from crossadapt.cli.train import SMOKE, Hidden
 from crossadapt.training.job import TrainJob
@@ -32,6 +33,7 @@ class CompareOptions(TrainJob):
     """
 
     HIDDEN: ClassVar[frozenset[str]] = frozenset(_PER_RUN)
+    FLAGS: ClassVar[Mapping[str, str]] = {"recipe_file": "recipe"}
 
     method: tyro.conf.SuppressFixed[str] = "cross-modal-adapter"
     method_options: Hidden = field(default_factory=dict)
@@ -45,6 +47,8 @@ class CompareOptions(TrainJob):
     """Methods, each with options if you like: name:key=value,key=value."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every method is trained once with each."""
+    recipe_file: Annotated[str | None, tyro.conf.arg(name="recipe")] = None
+    """YAML file of these options, or the name of a shipped one; what is typed wins."""
     smoke: bool = False
     """Only see that it runs: one epoch each."""
     json: bool = False
@@ -52,8 +56,10 @@ class CompareOptions(TrainJob):
 
 
 def parse(args: Sequence[str]) -> CompareOptions | None:
-    """Options, or None when help was printed."""
-    return parse_options(CompareOptions, args, "compare")
+    """Options, typed and from the recipe, or None when help was printed."""
+    typed, hidden = with_recipe(args, CompareOptions, SMOKE)
+    options = parse_options(CompareOptions, typed, "compare")
+    return None if options is None else replace(options, **hidden)
 
 
 def run(options: CompareOptions) -> int:
@@ -61,8 +67,6 @@ def run(options: CompareOptions) -> int:
     from crossadapt.training.compare import compare
 
     values: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(TrainJob)}
-    if options.smoke:
-        values |= SMOKE
     with json_only(options.json) as show:
         found, paths = compare(
             TrainJob(**values),
