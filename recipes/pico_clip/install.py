@@ -30,9 +30,8 @@ CARD = """\
 # pico-clip
 
 The backbone that ships with crossadapt: an ordinary Hugging Face `CLIPModel` of {parameters:,}
-parameters ({size} x {size} pixels, {vision_layers} vision and {text_layers} text layers, float16
-weights), trained from random weights on openly licensed drawings by crossadapt's own `train`
-command.
+parameters ({size} x {size} pixels, {vision_layers} vision and {text_layers} text layers, float16),
+trained from random weights on openly licensed drawings by crossadapt's own `train` command.
 
 **It is a demonstration model, not a replacement for CLIP.** It knows icons, emoji and their names;
 it has never seen a photograph. It exists so that every command runs where no model hub can be
@@ -117,7 +116,7 @@ def main() -> None:
     for name in MODEL_FILES:
         shutil.copyfile(backbone / name, ASSET / name)
     card = CARD.format(
-        parameters=record["trained"],
+        parameters=record["backbone"]["parameters"],
         size=config["vision_config"]["image_size"],
         vision_layers=config["vision_config"]["num_hidden_layers"],
         text_layers=config["text_config"]["num_hidden_layers"],
