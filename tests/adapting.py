@@ -6,6 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crossadapt.adapters.adapter import AttachedAdapter
+from crossadapt.adapters.attach import install
+from crossadapt.adapters.companion import pair_scores
+from crossadapt.adapters.plan import Prompts
+from crossadapt.adapters.validate import check_plan
+from crossadapt.layers.prompts import PromptBank
 from crossadapt.methods.cross_modal_adapter import CrossModalAdapterConfig
 
 CMA = CrossModalAdapterConfig(r=4, d_s=6)
@@ -33,7 +39,7 @@ def loss(backbone) -> Tensor:
     pixels, tokens = batch(backbone)
     image = functional.normalize(backbone.encode_image(pixels), dim=-1)
     text = functional.normalize(backbone.encode_text(tokens.ids, tokens.mask), dim=-1)
-    logits = backbone.logit_scale.exp() * text @ image.T
+    logits = backbone.logit_scale.exp() * pair_scores(backbone, image, text).T
     labels = torch.arange(len(logits))
     total = functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)
     if backbone.logit_bias is not None:
@@ -49,6 +55,15 @@ def train(backbone, adapter, steps: int = 2, rate: float = 0.02) -> None:
         optimiser.zero_grad()
         loss(backbone).backward()
         optimiser.step()
+
+
+def attach_prompts(backbone, tower: str, count: int, depth: int, name: str = "default"):
+    """Attach prompts of one tower, drawn at unit scale so that they matter."""
+    bank = PromptBank(depth, count, backbone.width(tower), std=1.0)
+    plan = [Prompts(tower, count, depth, bank)]
+    check_plan(backbone, plan, "prompts")
+    adapter = AttachedAdapter(backbone, plan, name=name, method="prompts", config=None, seed=0)
+    return install(backbone, adapter)
 
 
 def snapshot(backbone) -> dict[str, Tensor]:

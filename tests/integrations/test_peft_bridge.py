@@ -21,7 +21,11 @@ from crossadapt.errors import UserError
 from crossadapt.integrations.peft import CrossAdaptConfig
 from crossadapt.integrations.peft.layers import CrossAdaptLayer, give_one_owner
 
-OPTIONS = {"cross-modal-adapter": {"r": 4, "d_s": 6}}
+OPTIONS = {
+    "adaptformer": {"r": 4, "dropout": 0.0},
+    "cross-modal-adapter": {"r": 4, "d_s": 6},
+    "mv-adapter": {"d": 8, "frames": 2, "tied": 1, "shrink": 1},
+}
 
 
 def only_inserts(name: str) -> bool:
@@ -61,6 +65,11 @@ def run(model: nn.Module, family: str) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         out = model(**inputs(family))
     return out.image_embeds, out.text_embeds
+
+
+def alike(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
+    """Equal to rounding: reloaded tensors lie elsewhere, and matrix kernels look at alignment."""
+    return all(torch.allclose(x, y, rtol=0, atol=1e-6) for x, y in zip(a, b, strict=True))
 
 
 def fit(model: nn.Module, family: str, steps: int = 4) -> list[float]:
@@ -128,20 +137,19 @@ def test_reload_is_equal_and_shared_tensors_are_one_object(
     trained = run(tuned, case[1])
     tuned.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(plain(case[1]), tmp_path, low_cpu_mem_usage=low_memory)
-    assert same(trained, run(again, case[1]))
+    assert alike(trained, run(again, case[1]))
     assert not any(p.requires_grad for p in again.parameters())
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert not any("default" in name for name in saved)
     count = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     assert sum(tensor.numel() for tensor in saved.values()) == count
-    for one in (tuned, again):
+    for one in (tuned, again) if case[0] == "cross-modal-adapter" else ():
         vision = one.base_model.model.vision_model.encoder.layers[-1]
         text = one.base_model.model.text_model.encoder.layers[-1]
         for kind in ("self_attn", "mlp"):
             parts = [getattr(layer, kind).crossadapt_insertion.default for layer in (vision, text)]
-            if case[0] == "cross-modal-adapter":
-                assert parts[0].shared is parts[1].shared
-                assert parts[0].shared.weight.device.type == "cpu"
+            assert parts[0].shared is parts[1].shared
+            assert parts[0].shared.weight.device.type == "cpu"
 
 
 def test_disabled_it_is_the_base_model_bit_for_bit(case, model, config) -> None:
@@ -161,7 +169,8 @@ def test_several_named_adapters(case, model, config, tmp_path) -> None:
     tuned = get_peft_model(model, config, adapter_name="one")
     fit(tuned, case[1])
     one = run(tuned, case[1])
-    other = CrossAdaptConfig(method=case[0], options={}, seed=2)
+    others = {"dropout": 0.0} if "dropout" in config.options else {}
+    other = CrossAdaptConfig(method=case[0], options=others, seed=2)
     tuned.add_adapter("two", other)
     assert same(one, run(tuned, case[1]))
     tuned.set_adapter("two")
@@ -177,12 +186,12 @@ def test_several_named_adapters(case, model, config, tmp_path) -> None:
     assert same(one, run(tuned, case[1]))
     tuned.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(plain(case[1]), tmp_path / "two", adapter_name="x")
-    assert same(two, run(again, case[1]))
+    assert alike(two, run(again, case[1]))
     again.load_adapter(tmp_path / "one", adapter_name="y")
     again.set_adapter("y")
-    assert same(one, run(again, case[1]))
+    assert alike(one, run(again, case[1]))
     again.delete_adapter("x")
-    assert same(one, run(again, case[1]))
+    assert alike(one, run(again, case[1]))
 
 
 def test_transformers_can_hold_the_adapter_without_the_tuner(case, model, config, tmp_path) -> None:
@@ -197,7 +206,7 @@ def test_transformers_can_hold_the_adapter_without_the_tuner(case, model, config
     model.save_pretrained(tmp_path)
     again = plain(case[1])
     again.load_adapter(str(tmp_path))
-    assert same(trained, run(again, case[1]))
+    assert alike(trained, run(again, case[1]))
     model.delete_adapter("one")
     assert same(frozen, run(model, case[1]))
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from crossadapt.adapters.plan import Insertion, Override, Plan, Shadow
+from crossadapt.adapters.dial import dialled
+from crossadapt.adapters.plan import Companion, Insertion, Override, Plan, Prompts, Shadow
+from crossadapt.adapters.prompting import Prompting, prompt_hooks
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -22,21 +24,24 @@ class SiteHook:
     An object rather than a closure, so that a deep copy of the backbone copies it too.
     """
 
-    def __init__(self, adapter: AttachedAdapter, module: nn.Module) -> None:
-        self.adapter, self.module = adapter, module
+    def __init__(self, adapter: AttachedAdapter, module: nn.Module, parallel: bool = False) -> None:
+        self.adapter, self.module, self.parallel = adapter, module, parallel
 
     def __call__(self, site: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Tensor outputs are replaced; of a tuple, the first element is."""
-        if self.adapter.strength == 0.0:
+        if dialled(self.adapter) == 0.0:
             return output
         if isinstance(output, tuple):
-            return (self.blend(output[0]), *output[1:])
-        return self.blend(output)
+            return (self.blend(output[0], inputs), *output[1:])
+        return self.blend(output, inputs)
 
-    def blend(self, x: Tensor) -> Tensor:
-        """``x + s (module(x) - x)``; at strength 1 the module's own output."""
+    def blend(self, x: Tensor, inputs: tuple[Any, ...] = ()) -> Tensor:
+        """``x + s (module(x) - x)``, in parallel ``x + s module(input)``; at strength 1 s is 1."""
+        strength = dialled(self.adapter)
+        if self.parallel:
+            y = self.module(inputs[0])
+            return (x + (y if strength == 1.0 else strength * y)).to(x.dtype)
         y = self.module(x)
-        strength = self.adapter.strength
         return (y if strength == 1.0 else x + strength * (y - x)).to(x.dtype)
 
 
@@ -52,6 +57,7 @@ class AttachedAdapter(nn.Module):
         config: the method's config instance.
         seed: what the initial values were drawn with.
         strength: 0 (frozen model) to 1 (as trained); change it with `set_strength`.
+        lr_scales: trained names whose learning rate is not the run's, and its factor.
         active: whether the backbone's encode functions use this adapter now; change it with
             `activate`.
     """
@@ -64,15 +70,20 @@ class AttachedAdapter(nn.Module):
         self.strength = 1.0
         self.active = False
         self.insertions = nn.ModuleDict()
+        self.prompts = nn.ModuleDict()
+        self.companion: nn.Module | None = None
         self.copies = nn.ParameterDict()
         self.tuned = nn.ParameterDict()
         # What belongs to the backbone is kept out of the module tree: a plain dict of frozen
         # parameters, and the shadow (whose modules hold the backbone's parameters) in a tuple,
         # with those of its modules that are new in a list.
         self._originals: dict[str, nn.Parameter] = {}
+        self.lr_scales: dict[str, float] = {}
         self._shadow: tuple[Shadow, nn.Module] | None = None
         self._tuners: list[nn.Module] = []
         self._sites: list[tuple[str, str]] = []
+        self._parallel: set[str] = set()
+        self._prompts: list[Prompts] = []
         self._handles: list[RemovableHandle] = []
         self._names: dict[str, nn.Parameter] = {}
         originals = dict(backbone.model.named_parameters())
@@ -80,8 +91,13 @@ class AttachedAdapter(nn.Module):
         for item in plan:
             if isinstance(item, Insertion):
                 self._insert(item, device)
+            elif isinstance(item, Prompts):
+                self._prompt(item, device)
+            elif isinstance(item, Companion):
+                self.companion = item.module.to(device=device, dtype=torch.float32)
+                self._remember((f"companion.{n}", p) for n, p in item.module.named_parameters())
             elif isinstance(item, Override):
-                self._copy(item.parameter, originals[item.parameter])
+                self._copy(item, originals[item.parameter])
             else:
                 self._tune(item, backbone.model)
 
@@ -90,10 +106,20 @@ class AttachedAdapter(nn.Module):
         module = item.module.to(device=device, dtype=torch.float32)
         self.insertions[site.name.replace(".", "_")] = module
         self._sites.append((site.name, site.path))
+        if item.parallel:
+            self._parallel.add(site.name)
         self._remember((f"{site.name}.{n}", p) for n, p in module.named_parameters())
 
-    def _copy(self, parameter: str, original: nn.Parameter) -> None:
+    def _prompt(self, item: Prompts, device: torch.device) -> None:
+        module = item.module.to(device=device, dtype=torch.float32)
+        self.prompts[item.tower] = module
+        self._prompts.append(item)
+        self._remember((f"{item.tower}.prompts.{n}", p) for n, p in module.named_parameters())
+
+    def _copy(self, item: Override, original: nn.Parameter) -> None:
+        parameter = item.parameter
         copy = nn.Parameter(original.detach().to(torch.float32, copy=True))
+        self.lr_scales |= {parameter: item.lr_scale} if item.lr_scale != 1 else {}
         self.copies[parameter.replace(".", "/")] = copy
         self._originals[parameter] = original
         self._remember([(parameter, copy)])
@@ -135,11 +161,24 @@ class AttachedAdapter(nn.Module):
     @property
     def is_pure_override(self) -> bool:
         """Whether the adapter consists of trained copies alone, and so can be merged."""
-        return bool(self._originals) and not self._sites and self._shadow is None
+        others = self._sites or self._prompts or self.companion or self._shadow
+        return bool(self._originals) and not others
+
+    @property
+    def is_pure_insertion(self) -> bool:
+        """Whether the adapter consists of insertions alone, and so can share a batch."""
+        others = self._originals or self._prompts or self.companion or self._shadow
+        return bool(self._sites) and not others
+
+    def site_hooks(self) -> Iterator[tuple[str, SiteHook]]:
+        """For each site the dotted path of its submodule, and what replaces its output."""
+        for name, path in self._sites:
+            module = self.insertions[name.replace(".", "_")]
+            yield path, SiteHook(self, module, name in self._parallel)
 
     def overrides(self) -> Mapping[str, Tensor]:
         """Tensors to use instead of backbone parameters now: ``W0 + s (W1 - W0)``, W0's dtype."""
-        if self.strength == 0.0:
+        if dialled(self) == 0.0:
             return {}
         return {
             name: self._interpolated(name, original).to(original.dtype)
@@ -148,17 +187,19 @@ class AttachedAdapter(nn.Module):
 
     def _interpolated(self, name: str, original: Tensor) -> Tensor:
         trained = self.copies[name.replace(".", "/")]
-        if self.strength == 1.0:
+        strength = dialled(self)
+        if strength == 1.0:
             return trained
         start = original.detach().float()
-        return start + self.strength * (trained - start)
+        return start + strength * (trained - start)
 
     def bind(self, backbone: Backbone) -> None:
         """Take effect on `backbone`; the engine makes sure that no other adapter is active."""
         modules = dict(backbone.model.named_modules())
-        for name, path in self._sites:
-            hook = SiteHook(self, self.insertions[name.replace(".", "_")])
+        for path, hook in self.site_hooks():
             self._handles.append(modules[path].register_forward_hook(hook))
+        for item in self._prompts:
+            self._handles += prompt_hooks(self, item, backbone)
         self.active = True
         self.refresh(backbone)
 
@@ -166,6 +207,8 @@ class AttachedAdapter(nn.Module):
         """Hand overrides and shadow to the backbone as the present strength asks."""
         backbone.override_source = self.overrides if self._originals else None
         backbone.shadow = None
+        dial = self._prompts and self.strength > 0.0
+        backbone.prompting = Prompting(self, self._prompts) if dial else None
         if self._shadow is not None and self.strength > 0.0:
             item, tuned = self._shadow
             item.set_strength(tuned, self.strength)
@@ -177,6 +220,7 @@ class AttachedAdapter(nn.Module):
             self._handles.pop().remove()
         backbone.override_source = None
         backbone.shadow = None
+        backbone.prompting = None
         self.active = False
 
     def train(self, mode: bool = True) -> AttachedAdapter:

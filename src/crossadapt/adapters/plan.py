@@ -1,4 +1,4 @@
-"""What a method asks for: insertions at sites, trained copies of parameters, or a tuned copy.
+"""What a method asks for: insertions, prompts, trained copies of parameters, or a tuned copy.
 
 A method's ``plan(backbone, config)`` returns a list of these. It only describes; the engine in
 `crossadapt.adapters.attach` validates the whole list and then carries it out.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from torch import nn
 
-    from crossadapt.backbones.base import Site
+    from crossadapt.backbones.base import Site, Tower
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,45 @@ class Insertion:
     Its parameters are float32; x may be half precision (autocast, or a backbone loaded so), and
     the engine casts the result back to x's dtype. What the module holds beside trained parameters
     is not saved and must follow from config and seed.
+
+    With `parallel` the module works beside the site instead of behind it: it maps the site's
+    *input* to what is added to the output. Only for `mlp` and `block` sites, whose input is the
+    first positional argument in every family.
     """
 
     site: Site
+    module: nn.Module
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Lengthen the token sequence of one tower by `count` learned tokens.
+
+    ``module(layer)`` gives the tokens (count, width) for the input of that layer, for each layer
+    in ``range(depth)``. Those of layer 0 join the sequence, those of later layers replace what
+    the earlier ones have become; from layer `depth` on they are carried along.
+
+    In the vision tower they follow the patches, without position embedding, and are gone after
+    the last block: their place does not matter there, and pooling sees the patches only. In the
+    text tower they stand between the start token and the words, and take the positions from
+    there on; see `crossadapt.adapters.prompting`.
+    """
+
+    tower: Tower
+    count: int
+    depth: int
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A trained module that works on features, beside the towers; at most one per plan.
+
+    Encoding does not call it, a task does: see `crossadapt.adapters.companion` for what it may
+    offer (scores of pairs, terms of the loss).
+    """
+
     module: nn.Module
 
 
@@ -36,10 +72,12 @@ class Insertion:
 class Override:
     """Use a trained float32 copy of one backbone parameter instead of the frozen one.
 
-    `parameter` is its dotted name in ``backbone.model``, as in ``named_parameters()``.
+    `parameter` is its dotted name in ``backbone.model``, as in ``named_parameters()``. It is
+    trained at `lr_scale` times the run's learning rate.
     """
 
     parameter: str
+    lr_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,5 +104,5 @@ class Shadow:
     set_strength: Callable[[nn.Module, float], None]
 
 
-Plan: TypeAlias = list[Insertion | Override | Shadow]
+Plan: TypeAlias = list[Insertion | Prompts | Companion | Override | Shadow]
 """A method's whole request, in a fixed order."""

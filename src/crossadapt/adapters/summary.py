@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from crossadapt.adapters.parts import parameter_tower
-from crossadapt.adapters.plan import Insertion, Override, Plan, Shadow
+from crossadapt.adapters.plan import Companion, Insertion, Override, Plan, Prompts, Shadow
 from crossadapt.adapters.registry import method_of
 from crossadapt.adapters.validate import check_plan
 
@@ -114,6 +114,12 @@ def _rows(backbone: Backbone, plan: Plan) -> list[_Row]:
         if isinstance(item, Insertion):
             parameters = {id(p): p for p in item.module.parameters()}
             rows.append(_Row(item.site.name, item.site.tower, parameters))
+        elif isinstance(item, Prompts):
+            parameters = {id(p): p for p in item.module.parameters()}
+            rows.append(_Row(f"{item.tower}.prompts", item.tower, parameters))
+        elif isinstance(item, Companion):
+            parameters = {id(p): p for p in item.module.parameters()}
+            rows.append(_Row("companion", "shared", parameters))
         elif isinstance(item, Override):
             original = originals[item.parameter]
             tower = parameter_tower(backbone, item.parameter)

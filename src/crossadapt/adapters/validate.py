@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from crossadapt.adapters.plan import Insertion, Override, Shadow
+from crossadapt.adapters.plan import Companion, Insertion, Override, Prompts, Shadow
+from crossadapt.adapters.prompting import check_prompts
 from crossadapt.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
     for item in plan:
         if isinstance(item, Insertion):
             key = _check_insertion(item, sites, method, backbone.source)
+        elif isinstance(item, Prompts):
+            key = check_prompts(backbone, item, method)
+        elif isinstance(item, Companion):
+            key = "a companion"
         elif isinstance(item, Override):
             key = _check_override(item, parameters, method, backbone.source)
         elif isinstance(item, Shadow):
@@ -73,7 +78,7 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
         else:
             raise UserError(
                 f"the plan of {method} contains a {type(item).__name__}",
-                fix="a plan holds Insertion, Override and Shadow items only",
+                fix="a plan holds Insertion, Prompts, Companion, Override and Shadow items only",
             )
         if key in seen:
             raise UserError(f"the plan of {method} uses {key} twice", fix="give every target once")
@@ -93,6 +98,12 @@ def _check_insertion(item: Insertion, sites: Mapping[str, Site], method: str, so
             f"the plan of {method} inserts a {type(item.module).__name__}",
             where=site.name,
             fix="insert a torch.nn.Module",
+        )
+    if item.parallel and site.kind not in ("mlp", "block"):
+        raise UserError(
+            f"the plan of {method} inserts in parallel to {site.name}",
+            where=site.path,
+            fix="parallel insertions stand at mlp and block sites",
         )
     for name, parameter in item.module.named_parameters():
         check_finite(parameter, f"{site.name}.{name}")

@@ -71,19 +71,43 @@ class Preprocess(Protocol):
         ...
 
 
+class Tokens(Protocol):
+    """Texts to ids, as the family reads them; `tokenizer` is the library's own, if there is one."""
+
+    tokenizer: Any
+
+    @property
+    def start(self) -> int:
+        """Tokens in front of the words."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> TokenBatch:
+        """Texts to ids and mask (B, L)."""
+        ...
+
+    def make_room(self, ids: Tensor, count: int) -> Tensor:
+        """Put `count` placeholders behind the first `start` tokens of every text."""
+        ...
+
+
 class Backbone(Protocol):
     """A frozen vision-language model. `model` is never changed; adapters live in `adapters`.
 
     `override_source` and `shadow` are where adapters that replace parameters or modules take
-    effect: see `hf.HFBackbone`. `attention` holds the implementation in use per tower.
+    effect: see `hf.HFBackbone`. `class_token` says whether the first token of the vision tower is
+    one, `causal_text` whether a word sees only the words before it. `attention` holds the
+    implementation in use per tower.
     """
 
     family: ClassVar[str]
+    class_token: ClassVar[bool]
+    causal_text: ClassVar[bool]
     source: str
     model: nn.Module
     adapters: nn.ModuleDict
     override_source: Callable[[], Mapping[str, Tensor]] | None
     shadow: nn.Module | None
+    prompting: Any
     attention: dict[str, str]
 
     @property
@@ -102,8 +126,8 @@ class Backbone(Protocol):
         ...
 
     @property
-    def tokenize(self) -> Callable[[Sequence[str]], TokenBatch]:
-        """Texts to a `TokenBatch`."""
+    def tokenize(self) -> Tokens:
+        """Texts to a `TokenBatch`, and room for prompt tokens in it."""
         ...
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -115,7 +139,10 @@ class Backbone(Protocol):
         ...
 
     def encode_frames(self, pixels: Tensor, mask: Tensor) -> Tensor:
-        """Pixels (B, F, 3, H, W) and mask (B, F) to features (B, F, D); masked frames are zero."""
+        """Pixels (B, F, 3, H, W) and mask (B, F) to features (B, F, D); masked frames are zero.
+
+        Adapters made for clips see the frames of a clip together; others see single pictures.
+        """
         ...
 
     def sites(self) -> list[Site]:
@@ -128,6 +155,10 @@ class Backbone(Protocol):
 
     def depth(self, tower: Tower) -> int:
         """Number of transformer layers of a tower."""
+        ...
+
+    def tokens(self, tower: Tower) -> int:
+        """Longest token sequence a tower sees."""
         ...
 
     @property

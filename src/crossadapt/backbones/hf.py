@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,24 @@ from crossadapt.backbones.overrides import overridden
 from crossadapt.backbones.preprocess import ImagePreprocess
 from crossadapt.backbones.tokenizing import Tokens
 from crossadapt.errors import UserError
+from crossadapt.layers.temporal import clips
 
 OverrideSource = Callable[[], Mapping[str, Tensor]]
+
+
+class Prompted(Protocol):
+    """What an adapter with prompt tokens needs from the encode functions."""
+
+    @property
+    def room(self) -> int:
+        """Placeholder tokens to put into every text."""
+        ...
+
+    def encode(self, tower: str, run: Callable[[], Tensor]) -> Tensor:
+        """Features of a tower, from `run`, which encodes once."""
+        ...
+
+
 _TOWERS: tuple[Literal["vision", "text"], ...] = ("vision", "text")
 
 
@@ -34,12 +50,14 @@ class HFBackbone(nn.Module):
     """A frozen Hugging Face model behind the `Backbone` contract.
 
     Its children are `model` (never changed, always in evaluation mode, no gradients) and
-    `adapters`. Two extension points serve adapters:
+    `adapters`. Three extension points serve adapters:
 
     * `override_source` is called at every encode and every read of `logit_scale`; the tensors it
       returns, by dotted parameter name, stand in for the model's own during that call only.
     * `shadow`, when set, runs instead of `model`: a structural copy that shares its parameters.
       It is deliberately no child, so state dicts and parameter names stay those of `model`.
+    * `prompting`, when set, says how many placeholder tokens every text gets and interpolates
+      features, for adapters that lengthen sequences.
 
     Args:
         model: a `CLIPModel` or `SiglipModel`; frozen in place.
@@ -49,6 +67,8 @@ class HFBackbone(nn.Module):
     """
 
     family: ClassVar[str]
+    class_token: ClassVar[bool] = True
+    causal_text: ClassVar[bool] = True
     model: Any
     shadow: nn.Module | None
 
@@ -67,6 +87,7 @@ class HFBackbone(nn.Module):
         self.preprocess = preprocess
         self.tokenize = tokenize
         self.override_source: OverrideSource | None = None
+        self.prompting: Prompted | None = None
         self.shadow = None
         self.attention: dict[str, str] = {}
         self._fingerprint = Fingerprint()
@@ -88,27 +109,40 @@ class HFBackbone(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, H, W) to projected, un-normalised features (B, D)."""
-        with self._running() as model:
-            return pooled(model.get_image_features(pixel_values=pixels.to(self.device)))
+
+        def run() -> Tensor:
+            with self._running() as model:
+                return pooled(model.get_image_features(pixel_values=pixels.to(self.device)))
+
+        return run() if self.prompting is None else self.prompting.encode("vision", run)
 
     def encode_text(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Token ids (B, L) from `tokenize` to projected, un-normalised features (B, D).
 
         `mask` (B, L) is part of the contract; neither family needs it, see `docs/backbones.md`.
         """
-        with self._running() as model:
-            return pooled(model.get_text_features(input_ids=ids.to(self.device)))
+
+        def run() -> Tensor:
+            room = 0 if self.prompting is None else self.prompting.room
+            placed = self.tokenize.make_room(ids, room) if room else ids
+            with self._running() as model:
+                return pooled(model.get_text_features(input_ids=placed.to(self.device)))
+
+        return run() if self.prompting is None else self.prompting.encode("text", run)
 
     def encode_frames(self, pixels: Tensor, mask: Tensor) -> Tensor:
         """Frames (B, F, 3, H, W) and mask (B, F) to features (B, F, D).
 
-        Masked frames cost nothing and come out as zeros.
+        Masked frames cost nothing and come out as zeros. Modules at sites of the vision tower see
+        the other frames as pictures (K, tokens, width); `crossadapt.layers.temporal` tells them
+        which of these form a clip.
         """
         batch, frames = pixels.shape[:2]
         keep = mask.reshape(-1).bool()
         if not keep.any():
             return torch.zeros(batch, frames, self.embedding_dim, device=self.device)
-        features = self.encode_image(pixels.flatten(0, 1)[keep.to(pixels.device)])
+        with clips(mask.bool()):
+            features = self.encode_image(pixels.flatten(0, 1)[keep.to(pixels.device)])
         full = features.new_zeros(batch * frames, features.shape[-1])
         where = keep.to(features.device).nonzero().squeeze(1)
         return full.index_copy(0, where, features).reshape(batch, frames, -1)

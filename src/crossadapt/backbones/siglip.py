@@ -19,6 +19,8 @@ class SiglipBackbone(HFBackbone):
     """
 
     family: ClassVar[str] = "siglip"
+    class_token: ClassVar[bool] = False
+    causal_text: ClassVar[bool] = False
 
     @property
     def embedding_dim(self) -> int:

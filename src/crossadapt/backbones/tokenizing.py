@@ -30,9 +30,19 @@ class Tokens:
 
     tokenizer: Any = None
     max_length: int = 0
+    start: int = 0
+    """Tokens in front of the words."""
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Texts to ids and mask (B, L)."""
+        raise NotImplementedError
+
+    def make_room(self, ids: torch.Tensor, count: int) -> torch.Tensor:
+        """Put `count` placeholders behind the first `start` tokens of every text (B, L).
+
+        Positions, mask and pooling place follow from the longer ids as from any others. Only a
+        text that would not fit the position table loses words, its last ones; it keeps its end.
+        """
         raise NotImplementedError
 
     @property
@@ -56,6 +66,8 @@ class ClipTokens(Tokens):
     Raises:
         UserError: the tokenizer does not end a text with the token the tower pools at.
     """
+
+    start = 1
 
     def __init__(self, tokenizer: Any, max_length: int, eos_token_id: int, where: str) -> None:
         self.tokenizer = tokenizer
@@ -85,6 +97,15 @@ class ClipTokens(Tokens):
             mask[index, : len(row)] = True
         return TokenBatch(ids, mask)
 
+    def make_room(self, ids: torch.Tensor, count: int) -> torch.Tensor:
+        """See `Tokens.make_room`; the placeholders are further start tokens."""
+        room = self.max_length - count
+        if ids.shape[1] > room:
+            ends = (ids == self.eos).int().argmax(dim=1)
+            ids = ids[:, :room].clone()
+            ids[ends >= room, -1] = self.eos
+        return torch.cat([ids[:, :1].expand(-1, 1 + count), ids[:, 1:]], dim=1)
+
 
 class SiglipTokens(Tokens):
     """SigLIP: every text padded to the maximum length; padding is read as part of the text.
@@ -109,6 +130,22 @@ class SiglipTokens(Tokens):
         )["input_ids"]
         ids = torch.tensor(rows, dtype=torch.int64)
         return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def make_room(self, ids: torch.Tensor, count: int) -> torch.Tensor:
+        """See `Tokens.make_room`; padding makes room first, words only when there is too little."""
+        room = self.max_length - count
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        if ids.shape[1] > room:
+            places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+            used = (places * (ids != pad)).amax(dim=1)
+            if pad == eos:
+                ended = used >= room
+            else:
+                last = ids.gather(1, (used - 1).clamp_min(0)[:, None]).squeeze(1)
+                ended = (used > room) & (last == eos)
+            ids = ids[:, :room].clone()
+            ids[ended, -1] = eos
+        return torch.cat([ids.new_full((len(ids), count), pad), ids], dim=1)
 
 
 class MissingTokens(Tokens):

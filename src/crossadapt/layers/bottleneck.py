@@ -6,6 +6,8 @@ y = x + concat[z Wu^T + bu, z Ws^T + bs]  private channels first, shared channel
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -71,3 +73,28 @@ class Bottleneck(nn.Module):
         # One product for private and shared channels: concatenating two r-wide weights is cheap,
         # concatenating two activations is not.
         return x + functional.linear(z, weight.to(z.dtype), bias.to(z.dtype))
+
+
+class ParallelBottleneck(Bottleneck):
+    """``scale * up(dropout(relu(down(x))))`` for x (..., width): a branch without residual.
+
+    It starts at zero: the up-projection is zero, the down-projection drawn as `nn.Linear` draws it.
+
+    Args:
+        width: channels of the input and output.
+        r: bottleneck width.
+        scale: fixed factor on the output.
+        dropout: probability, between the activation and the up-projection.
+    """
+
+    def __init__(self, width: int, r: int, *, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(width, r, dropout=dropout, init_std=0.0)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to the output of the module that x also went into, same shape as x."""
+        weight, bias = self.up_projection()
+        down = functional.linear(x, self.down.weight.to(x.dtype), self.down.bias.to(x.dtype))
+        z = self.dropout(torch.relu(down))
+        return self.scale * functional.linear(z, weight.to(z.dtype), bias.to(z.dtype))

@@ -41,8 +41,9 @@ def dropping(embeddings: nn.Module, share: float) -> Iterator[None]:
         yield
         return
     prefix = int(hasattr(embeddings, "class_embedding"))
+    # Before any other hook: what an adapter adds to the sequence is no patch, and stays.
     hook = embeddings.register_forward_hook(
-        lambda _module, _inputs, tokens: drop_tokens(tokens, share, prefix)
+        lambda _module, _inputs, tokens: drop_tokens(tokens, share, prefix), prepend=True
     )
     try:
         yield

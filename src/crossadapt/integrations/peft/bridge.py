@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -109,7 +109,8 @@ class CrossAdaptTuner(BaseTuner):
         if not isinstance(layer, CrossAdaptLayer):
             layer = CrossAdaptLayer(target)
             self._replace_module(parent, target_name, layer, target)
-        layer.add_insertion(adapter_name, self._insertions.pop(current_key))
+        step = self._insertions.pop(current_key)
+        layer.add_insertion(adapter_name, step.module, step.parallel)
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
@@ -145,8 +146,8 @@ def _ours(config: PeftConfig) -> CrossAdaptConfig:
     return config
 
 
-def plan_insertions(model: nn.Module, config: CrossAdaptConfig) -> dict[str, nn.Module]:
-    """The modules that `config`'s method inserts into a Hugging Face model, by dotted path.
+def plan_insertions(model: nn.Module, config: CrossAdaptConfig) -> dict[str, Insertion]:
+    """What `config`'s method inserts into a Hugging Face model, by dotted path.
 
     Errors: `UserError` when the plan does anything but insert, or inserts twice along one path.
     """
@@ -172,7 +173,8 @@ def plan_insertions(model: nn.Module, config: CrossAdaptConfig) -> dict[str, nn.
                 fix="attach it with crossadapt itself",
             )
     modules = give_one_owner(step.module for step in insertions)
-    return dict(zip(paths, modules, strict=True))
+    owned = [replace(step, module=m) for step, m in zip(insertions, modules, strict=True)]
+    return dict(zip(paths, owned, strict=True))
 
 
 def check_tensors(

@@ -28,11 +28,16 @@ class CrossAdaptLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.crossadapt_insertion = nn.ModuleDict()
         self.merged_adapters: list[str] = []
+        self.parallel_adapters: set[str] = set()
         self.train(base_layer.training)
 
-    def add_insertion(self, adapter_name: str, module: nn.Module) -> None:
-        """Keep `module`, a map (..., width) -> (..., width), under `adapter_name`."""
+    def add_insertion(self, adapter_name: str, module: nn.Module, parallel: bool = False) -> None:
+        """Keep `module`, a map (..., width) -> (..., width), under `adapter_name`.
+
+        A `parallel` one maps the site's input to what is added to its output.
+        """
         self.crossadapt_insertion[adapter_name] = module.train(self.training)
+        (self.parallel_adapters.add if parallel else self.parallel_adapters.discard)(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -45,7 +50,9 @@ class CrossAdaptLayer(nn.Module, BaseTunerLayer):
             return output
         hidden, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         for name in active:
-            hidden = self.crossadapt_insertion[name](hidden)
+            module = self.crossadapt_insertion[name]
+            parallel = name in self.parallel_adapters
+            hidden = hidden + module(args[0]) if parallel else module(hidden)
         return hidden if rest is None else (hidden, *rest)
 
     def _move_adapter_to_device_of_base_layer(

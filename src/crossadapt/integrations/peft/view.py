@@ -16,7 +16,7 @@ FAMILIES = (CLIPBackbone.family, SiglipBackbone.family)
 
 
 class ModelView:
-    """What `plan(backbone, config)` reads of a backbone: `model`, `sites`, `width` and `depth`.
+    """What `plan(backbone, config)` reads of a backbone: `model`, shape.
 
     Unlike a real backbone it leaves the model's mode and gradients alone: those are PEFT's here.
 
@@ -33,11 +33,24 @@ class ModelView:
     sites = HFBackbone.sites
     width = HFBackbone.width
     depth = HFBackbone.depth
+    tokens = HFBackbone.tokens
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
         self.family = family_of(model)
+        family = next(c for c in (CLIPBackbone, SiglipBackbone) if c.family == self.family)
+        self.class_token, self.causal_text = family.class_token, family.causal_text
         self.source = str(getattr(model, "name_or_path", ""))
+        # A plan is only looked at here; words that prompts start from are not read.
+        self.tokenize = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of the shared feature space."""
+        config = self.model.config
+        if self.family == SiglipBackbone.family:
+            return config.vision_config.hidden_size
+        return config.projection_dim
 
 
 def as_backbone(model: nn.Module) -> Backbone:
