@@ -301,7 +301,9 @@ def test_errors_that_name_what_and_how(tmp_path) -> None:
     (tmp_path / "only.csv").write_text("file_name,text\n")
     with pytest.raises(UserError, match="no item with a text"):
         read_manifest(tmp_path / "only.csv")
-    assert reader_names() == ["openmoji", "hf", "manifest", "karpathy", "table", "sidecar"]
+    sets = ["activitynet", "didemo", "karpathy", "lsmdc", "msrvtt", "msrvtt-7k", "msrvtt-full"]
+    sets += ["msvd", "vatex"]
+    assert reader_names() == ["openmoji", "hf", "manifest", *sets, "table", "sidecar"]
 
 
 def test_manifest_rules() -> None:

@@ -9,6 +9,7 @@ from crossadapt.errors import UserError
 from crossadapt.evaluation import (
     METRIC_NAMES,
     TABLE_HEADER,
+    VIDEO_PROTOCOLS,
     Protocol,
     RetrievalResult,
     evaluate,
@@ -72,7 +73,8 @@ def test_names_and_rows():
 
 
 def test_protocols_say_what_they_want():
-    assert protocol_names() == ["coco-1k-folds", "coco-5k", "flickr30k-1k", "pairs"]
+    images = ["coco-1k-folds", "coco-5k", "flickr30k-1k", "pairs"]
+    assert protocol_names() == sorted([*images, *VIDEO_PROTOCOLS])
     with pytest.raises(UserError, match="did you mean 'coco-5k'"):
         get_protocol("coco5k")
     eye = np.eye(3)

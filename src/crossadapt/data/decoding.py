@@ -74,14 +74,14 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
         content = _read(Path(source))
     if not content:
         raise Unreadable("empty file: 0 bytes")
-    with _quiet_pillow():
+    with quiet_pillow():
         try:
             image = Image.open(io.BytesIO(content))
         except UnidentifiedImageError:
-            raise Unreadable(f"not a picture: {_describe(content)}") from None
+            raise Unreadable(f"not a picture: {describe(content)}") from None
         except Exception as error:
             # A broken header can raise almost anything from inside a format plugin.
-            raise Unreadable(f"broken header: {_message(error)}") from error
+            raise Unreadable(f"broken header: {message(error)}") from error
         width, height = image.size
         if width * height > max_pixels:
             raise Unreadable(
@@ -89,30 +89,44 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
             )
         try:
             image.load()
-            return _to_rgb(_upright(image))
+            return to_rgb(_upright(image))
         except Exception as error:
-            text = _message(error)
+            text = message(error)
             kind = "truncated" if "truncated" in text.lower() else "broken data"
             raise Unreadable(f"{kind}: {text}") from error
 
 
-def _read(path: Path) -> bytes:
+def check_file(path: Path) -> None:
+    """Make sure that `path` can be opened and read to an end.
+
+    Raises:
+        Unreadable: missing, a folder, or a device or pipe.
+    """
     try:
         # Asking before opening: opening a named pipe would wait for ever.
         mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise Unreadable("not a file: it is a folder")
-        if not stat.S_ISREG(mode):
-            raise Unreadable("not a file: it is a device or a pipe")
+    except FileNotFoundError:
+        raise Unreadable("missing file: no such file") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"cannot open: {message(error)}") from error
+    if stat.S_ISDIR(mode):
+        raise Unreadable("not a file: it is a folder")
+    if not stat.S_ISREG(mode):
+        raise Unreadable("not a file: it is a device or a pipe")
+
+
+def _read(path: Path) -> bytes:
+    check_file(path)
+    try:
         return path.read_bytes()
     except FileNotFoundError:
         raise Unreadable("missing file: no such file") from None
     except (OSError, ValueError) as error:
-        raise Unreadable(f"cannot open: {_message(error)}") from error
+        raise Unreadable(f"cannot open: {message(error)}") from error
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
     """No warnings and no size limit of Pillow's own: our cap names the size and is adjustable."""
     with _PILLOW_STATE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -133,7 +147,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow picture as 8-bit RGB, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_grey(image)
     if image.has_transparency_data:
@@ -156,7 +171,8 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _describe(content: bytes) -> str:
+def describe(content: bytes) -> str:
+    """What the first bytes of a file look like, in words."""
     start = content[:64].lstrip().lower()
     for magic, name in _LOOKS_LIKE:
         if start.startswith(magic.lower()):
@@ -166,5 +182,6 @@ def _describe(content: bytes) -> str:
     return f"unknown format, it starts with {content[:8]!r}"
 
 
-def _message(error: Exception) -> str:
+def message(error: Exception) -> str:
+    """An error's text on one line, or its name."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crossadapt.data.frame_store import Posters
+from crossadapt.data.frames import manifest_spans, open_frames
 from crossadapt.data.ledger import Ledger
 from crossadapt.data.manifest import Manifest
 from crossadapt.data.pixels import open_pixels
@@ -161,14 +163,15 @@ def find_duplicates(
 
     Args:
         manifest: what to examine; splits are taken from it.
-        store: pixels that hold its items already; None decodes them (once, then cached).
+        store: pixels that hold its items already; None decodes them (once, then cached). Videos
+            are compared by their middle frame.
         distance: 0, 1 or 2.
         workers: processes for decoding, as in `open_pixels`.
         ledger: receives pictures that cannot be read.
     """
     items = manifest.items
     if store is None:
-        store = open_pixels(items, thumbnail, key="thumbnail-36x32", workers=workers, ledger=ledger)
+        store = _miniatures(manifest, workers, ledger)
     at = store.positions(items)
     usable = np.flatnonzero(store.readable[at])
     small = np.zeros((len(usable), *THUMBNAIL), np.uint8)
@@ -188,6 +191,23 @@ def find_duplicates(
     return DuplicateReport(
         len(usable), len(manifest), distance, tuple(pictures), tuple(_captions(manifest))
     )
+
+
+def _miniatures(manifest: Manifest, workers: int | None, ledger: Ledger | None) -> PixelStore:
+    key = "thumbnail-36x32"
+    if "video" not in manifest.table.column("kind").to_pylist():
+        return open_pixels(manifest.items, thumbnail, key=key, workers=workers, ledger=ledger)
+    clips = open_frames(
+        manifest.items,
+        thumbnail,
+        key=key,
+        frames=1,
+        sampling="segments",
+        workers=workers,
+        ledger=ledger,
+        spans=manifest_spans(manifest),
+    )
+    return Posters(clips)
 
 
 def normalised(text: str) -> str:

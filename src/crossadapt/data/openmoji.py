@@ -115,6 +115,27 @@ def picture_bytes(item: str) -> bytes:
     return bytes(content)
 
 
+def sprite_bytes(code: str, size: int) -> bytes:
+    """A drawing as PNG with a transparent ground, `size` pixels across; not cached.
+
+    Args:
+        code: code points such as ``1F600``.
+        size: pixels of the longer side.
+
+    Raises:
+        Unreadable: OpenMoji has no such drawing, or it cannot be rendered.
+        UserError: the wheels of the extra ``demo`` are not installed.
+    """
+    source = _drawings().get(code)
+    if source is None:
+        raise Unreadable("missing file: OpenMoji has no drawing of that name")
+    render = _need("resvg_py").svg_to_bytes
+    try:
+        return bytes(render(svg_path=source, width=size, height=size, skip_system_fonts=True))
+    except ValueError as error:
+        raise Unreadable(f"broken data: {error}") from error
+
+
 def export(manifest: Manifest, folder: str | Path) -> Path:
     """Write a manifest as a folder: pictures, ``metadata.csv`` and, if due, a licence note.
 

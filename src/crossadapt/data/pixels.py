@@ -15,17 +15,17 @@ import numpy as np
 from PIL import Image
 
 from crossadapt.data import pool
-from crossadapt.data.decoding import MAX_PIXELS, Unreadable
+from crossadapt.data.building import Building, decode_all
+from crossadapt.data.decoding import MAX_PIXELS
 from crossadapt.data.files import cache_dir
 from crossadapt.data.ledger import Ledger
 from crossadapt.data.manifest import is_builtin
 from crossadapt.data.stores import CachedPixels, LivePixels, PixelStore
-from crossadapt.data.worker import Transform, prepare
+from crossadapt.data.worker import Transform
 from crossadapt.errors import UserError
 from crossadapt.files import make_folder
 
 _FORMAT = 1
-_ALONE_BELOW = 256
 _FREE_SHARE = 0.8
 
 
@@ -83,9 +83,9 @@ def open_pixels(
         free = int(shutil.disk_usage(base).free * _FREE_SHARE)
         limit = free if limit_bytes is None else min(limit_bytes, free)
         if size <= limit:
-            with _Building(folder, (len(items), *shape)) as target:
+            with Building(folder, (len(items), *shape)) as target:
                 job = pool.Job(transform, shape, target / "pixels.npy", max_pixels, timeout)
-                failed = _decode_all(job, items, workers, progress)
+                failed = decode_all(job, items, workers, progress)
                 _check_any(items, failed, ledger)
                 state = {"format": _FORMAT, "unreadable": failed}
                 (target / "state.json").write_text(json.dumps(state))
@@ -94,7 +94,7 @@ def open_pixels(
                 raise UserError("the cache vanished while it was made", where=str(folder))
             return _noted(store, ledger)
         reason = f"the cache would take {size / 1e9:.1f} GB of at most {limit / 1e9:.1f} GB"
-    failed = _decode_all(
+    failed = decode_all(
         pool.Job(transform, shape, None, max_pixels, timeout), items, workers, progress
     )
     _check_any(items, failed, ledger)
@@ -137,78 +137,6 @@ def _open(folder: Path, items: Sequence[str], shape: tuple[int, ...]) -> CachedP
         return None
     shutil.rmtree(folder, ignore_errors=True)
     return None
-
-
-class _Building:
-    """A folder under a temporary name that gets its real one when the block ends well."""
-
-    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
-        self.folder, self.shape = folder, shape
-        self.target = folder.with_name(f"{folder.name}.partial-{os.getpid()}-{id(self):x}")
-
-    def __enter__(self) -> Path:
-        make_folder(self.target)
-        try:
-            path = self.target / "pixels.npy"
-            np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=self.shape)
-            if hasattr(os, "posix_fallocate"):
-                # Without this a full disk kills the process that writes, instead of an error here.
-                with path.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            shutil.rmtree(self.target, ignore_errors=True)
-            raise UserError(
-                f"no room for the pixel cache: {error.strerror or error}",
-                where=str(self.folder.parent),
-                fix="free some disk space, or set CROSSADAPT_CACHE to a folder on another disk",
-            ) from error
-        return self.target
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None and not self.folder.exists():
-                # Another process may finish the same cache first: then either will do.
-                with suppress(FileExistsError, OSError):
-                    self.target.rename(self.folder)
-        finally:
-            shutil.rmtree(self.target, ignore_errors=True)
-
-
-def _decode_all(
-    job: pool.Job,
-    items: Sequence[str],
-    workers: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> dict[int, str]:
-    """Reasons of the items that failed, by number."""
-    if workers is None:
-        workers = 0 if len(items) < _ALONE_BELOW else min(8, os.cpu_count() or 1)
-    failed: dict[int, str] = {}
-    done = 0
-
-    def report(index: int, reason: str | None) -> None:
-        nonlocal done
-        done += 1
-        if reason is not None:
-            failed[index] = reason
-        if progress is not None:
-            progress(done, len(items))
-
-    if workers > 0 and items:
-        pool.run(job, list(enumerate(items)), workers, report)
-    else:
-        target = np.load(job.path, mmap_mode="r+") if job.path is not None else None
-        for index, item in enumerate(items):
-            try:
-                array = prepare(item, job.transform, job.max_pixels)
-                if array.shape != job.shape:
-                    raise Unreadable(f"preprocessing failed: shape {array.shape}")
-                if target is not None:
-                    target[index] = array
-                report(index, None)
-            except Unreadable as error:
-                report(index, error.reason)
-    return dict(sorted(failed.items()))
 
 
 def _check_any(items: Sequence[str], failed: Mapping[int, str], ledger: Ledger) -> None:

@@ -1,7 +1,12 @@
-"""Decoding in processes that may die or hang: each such picture costs one ledger line."""
+"""Decoding in processes that may die or hang: each such picture costs one ledger line.
+
+`run` decodes a list of items into one shared array. `stream` hands out whatever a transform makes
+of each item, in order and as it is asked for, with a bounded number of items on their way.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -9,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from crossadapt.data.worker import Transform, setup_line
+from crossadapt.data.worker import Transform, answer_task, setup_line
 from crossadapt.errors import UserError
 
 _COMMAND = "from crossadapt.data.worker import main; raise SystemExit(main())"
@@ -26,8 +32,9 @@ class Job:
     """What all workers of one pass share.
 
     Attributes:
-        transform: picklable; picture to uint8 array of `shape`.
-        shape: what the transform returns.
+        transform: picklable; picture to uint8 array of `shape`, or, for `stream`, an object with
+            a method ``read_task`` (see `crossadapt.data.worker.answer_task`).
+        shape: what the transform returns; not used by `stream`.
         path: ``.npy`` file the arrays are written to by index, or None to check readability only.
         max_pixels: cap of the decoder.
         timeout: seconds after which a picture is given up and its worker replaced.
@@ -40,10 +47,19 @@ class Job:
     timeout: float
 
 
+@dataclass(frozen=True)
+class Task:
+    """One item by its place in the order; `content` holds its bytes if they have been read."""
+
+    index: int
+    item: Any
+    content: bytes | None = None
+
+
 class _Worker:
     """One process and the thread that feeds it."""
 
-    def __init__(self, job: Job, setup: bytes, tasks: Iterator, results: queue.Queue) -> None:
+    def __init__(self, job: Job, setup: bytes, tasks: Iterator[Task], results: queue.Queue) -> None:
         self.job, self.setup, self.tasks, self.results = job, setup, tasks, results
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline: float | None = None
@@ -54,10 +70,10 @@ class _Worker:
 
     def _run(self) -> None:
         try:
-            for index, item in self.tasks:
+            for task in self.tasks:
                 if self.stopping:
                     break
-                self.results.put((index, self._decode(index, item)))
+                self.results.put((task.index, self._decode(task)))
             self.results.put(None)
         except Exception as error:
             # Raised again in the caller's thread, which is waiting for results.
@@ -65,16 +81,20 @@ class _Worker:
         finally:
             self.kill()
 
-    def _decode(self, index: int, item: str) -> str | None:
+    def _decode(self, task: Task) -> dict[str, Any]:
         if self.process is None:
             self._start()
-        answer = self._ask(json.dumps([index, item]).encode() + b"\n", self.job.timeout)
+        request = [task.index, task.item]
+        content = task.content or b""
+        if task.content is not None:
+            request.append(len(content))
+        answer = self._ask(json.dumps(request).encode() + b"\n" + content, self.job.timeout)
         if answer is not None:
-            return answer["reason"]
+            return answer
         code = self.kill()
         if self.timed_out:
-            return f"timed out: decoding took more than {self.job.timeout:g} s"
-        return f"worker died: exit code {code} while decoding"
+            return {"reason": f"timed out: decoding took more than {self.job.timeout:g} s"}
+        return {"reason": f"worker died: exit code {code} while decoding"}
 
     def _start(self) -> None:
         places = [place for place in sys.path if place]
@@ -103,18 +123,25 @@ class _Worker:
                 fix="define the transform in an importable module, or decode with workers=0",
             )
 
-    def _ask(self, line: bytes, seconds: float) -> dict | None:
-        """Send one line and read one; None when the process died or was killed for its time."""
+    def _ask(self, request: bytes, seconds: float) -> dict[str, Any] | None:
+        """Send a request and read its answer; None when the process died or was killed."""
         process = self.process
         if process is None or process.stdin is None or process.stdout is None:
             return None
         self.timed_out = False
         self.deadline = time.monotonic() + seconds
         try:
-            process.stdin.write(line)
+            process.stdin.write(request)
             process.stdin.flush()
-            reply = process.stdout.readline()
-            return json.loads(reply) if reply.endswith(b"\n") else None
+            line = process.stdout.readline()
+            if not line.endswith(b"\n"):
+                return None
+            answer = json.loads(line)
+            for name, size in answer.pop("blobs").items():
+                answer[name] = process.stdout.read(size)
+                if len(answer[name]) < size:
+                    return None
+            return answer
         except OSError:
             return None
         finally:
@@ -149,18 +176,25 @@ class _Worker:
 
 
 class _Tasks:
-    """An iterator that several threads may draw from."""
+    """An iterator that several threads may draw from, as far as there are permits."""
 
-    def __init__(self, items: Sequence[tuple[int, str]]) -> None:
-        self._items = iter(items)
+    def __init__(self, tasks: Iterable[Task], permits: threading.Semaphore | None = None) -> None:
+        self._tasks = iter(tasks)
+        self._permits = permits
         self._lock = threading.Lock()
+        self.stopping = False
 
     def __iter__(self) -> _Tasks:
         return self
 
-    def __next__(self) -> tuple[int, str]:
+    def __next__(self) -> Task:
+        while self._permits is not None and not self._permits.acquire(timeout=0.1):
+            if self.stopping:
+                raise StopIteration
         with self._lock:
-            return next(self._items)
+            if self.stopping:
+                raise StopIteration
+            return next(self._tasks)
 
 
 def run(
@@ -180,6 +214,51 @@ def run(
     Raises:
         UserError: the transform cannot be sent to a process, or no worker starts.
     """
+    tasks = _Tasks(Task(index, item) for index, item in items)
+    for index, answer in _serve(job, tasks, min(workers, len(items))):
+        report(index, answer["reason"])
+
+
+def stream(
+    job: Job, tasks: Iterable[Task], workers: int, window: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (index, answer) for each task, in the order of the tasks.
+
+    Workers go on while the caller is busy, up to `window` tasks ahead of it; so memory holds that
+    many answers at most, however many tasks there are.
+
+    Args:
+        job: with a transform that has ``read_task``; its `path` and `shape` are not used.
+        tasks: numbered 0, 1, 2, …; drawn one at a time, from threads of the pool.
+        workers: processes; 0 reads here, where a stuck item cannot be given up.
+        window: tasks that may be on their way, at least 1.
+
+    Yields:
+        The index and what ``read_task`` returned, ``reason`` None; or only a ``reason``.
+
+    Raises:
+        UserError: as `run`.
+    """
+    if workers < 1:
+        for task in tasks:
+            yield task.index, answer_task(task.item, task.content, job.transform, job.max_pixels)
+        return
+    permits = threading.Semaphore(window)
+    waiting: dict[int, dict[str, Any]] = {}
+    due = 0
+    with contextlib.closing(_serve(job, _Tasks(tasks, permits), workers)) as served:
+        for index, answer in served:
+            waiting[index] = answer
+            while due in waiting:
+                yield due, waiting.pop(due)
+                permits.release()
+                due += 1
+
+
+def _serve(
+    job: Job, tasks: _Tasks, workers: int
+) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """Answers as they come, from `workers` processes."""
     try:
         setup = setup_line(job.transform, job.path, job.shape, job.max_pixels)
     except Exception as error:
@@ -190,8 +269,7 @@ def run(
             fix="use a module-level function or a picklable object, or decode with workers=0",
         ) from error
     results: queue.Queue = queue.Queue()
-    tasks = _Tasks(items)
-    pool = [_Worker(job, setup, tasks, results) for _ in range(min(workers, len(items)))]
+    pool = [_Worker(job, setup, tasks, results) for _ in range(workers)]
     running = len(pool)
     try:
         for worker in pool:
@@ -210,8 +288,9 @@ def run(
             if result is None:
                 running -= 1
             else:
-                report(*result)
+                yield result
     finally:
+        tasks.stopping = True
         for worker in pool:
             worker.stopping = True
             worker.kill()

@@ -26,6 +26,7 @@ from crossadapt.evaluation.metrics import (
     metric_label,
 )
 from crossadapt.evaluation.plots import require_matplotlib
+from crossadapt.evaluation.postprocess import evaluate_postprocessed
 from crossadapt.evaluation.protocols import (
     Protocol,
     evaluate,
@@ -35,10 +36,12 @@ from crossadapt.evaluation.protocols import (
 )
 from crossadapt.evaluation.ranks import Ranks, rank
 from crossadapt.evaluation.report import Report, render_report, write_report
+from crossadapt.evaluation.video_protocols import VIDEO_PROTOCOLS
 
 __all__ = [
     "METRIC_NAMES",
     "TABLE_HEADER",
+    "VIDEO_PROTOCOLS",
     "Comparison",
     "ComparisonRow",
     "Curve",
@@ -53,6 +56,7 @@ __all__ = [
     "RetrievalResult",
     "bootstrap_mean",
     "evaluate",
+    "evaluate_postprocessed",
     "get_protocol",
     "metric_intervals",
     "metric_label",

@@ -13,7 +13,7 @@ from crossadapt.evaluation import sections
 from crossadapt.evaluation.charts import CARD, WIDE, Point, scatter_chart
 from crossadapt.evaluation.html import Markup, join, page, section, table, tag
 from crossadapt.evaluation.intervals import Interval, seed_interval
-from crossadapt.evaluation.metrics import METRIC_NAMES, metric_label
+from crossadapt.evaluation.metrics import EXTRA_METRICS, METRIC_NAMES, metric_label
 from crossadapt.evaluation.protocols import get_protocol
 from crossadapt.evaluation.svg import compact
 from crossadapt.files import write_file
@@ -89,7 +89,7 @@ class Comparison:
             raise UserError("nothing to compare", fix="name at least one method")
         names = list(self.rows[0].metrics)
         for row in self.rows:
-            unknown = [n for n in row.metrics if n not in METRIC_NAMES]
+            unknown = [n for n in row.metrics if n not in (*METRIC_NAMES, *EXTRA_METRICS)]
             if unknown:
                 raise UserError(
                     f"unknown metric {unknown[0]!r}",

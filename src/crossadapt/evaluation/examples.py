@@ -13,7 +13,7 @@ A group appears once; ties are broken by the order of the queries; nothing is ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,7 @@ from crossadapt.evaluation.inputs import (
 from crossadapt.evaluation.ranks import Similarity, prepare, rank_codes
 
 Kind = Literal["improved", "typical", "worsened", "failure"]
+RowScores = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,52 @@ def retrieve_examples(
     was = rank_codes(old[1], old[0], text_codes, image_codes, similarity).average
     now = rank_codes(new[1], new[0], text_codes, image_codes, similarity).average
     chosen = _choose(was, now, text_codes, improved, typical, worsened, failures)
+    scores = (lambda r: _products(old, r, similarity), lambda r: _products(new, r, similarity))
+    return _show(chosen, was, now, scores, image_codes, text_codes, texts, top)
+
+
+def choose_examples(
+    ranks: tuple[np.ndarray, np.ndarray],
+    scores: tuple[RowScores, RowScores],
+    image_groups: Groups,
+    text_groups: Groups,
+    texts: Sequence[str],
+    *,
+    top: int = 5,
+) -> list[Example]:
+    """`retrieve_examples` for a similarity that is no product of two vectors.
+
+    Args:
+        ranks: average rank of each text query before and after, (M,) each.
+        scores: before and after, the scores (n, N) of some text queries, given their numbers (n,).
+        image_groups: N group names.
+        text_groups: M group names.
+        texts: the M captions.
+        top: images per query.
+    """
+    image_codes, text_codes = encode_groups(
+        as_names(image_groups, len(image_groups), "image groups"),
+        as_names(text_groups, len(texts), "text groups"),
+    )
+    chosen = _choose(*ranks, text_codes, improved=6, typical=4, worsened=2, failures=4)
+    return _show(chosen, *ranks, scores, image_codes, text_codes, texts, top)
+
+
+def _show(
+    chosen: list[tuple[Kind, int]],
+    was: np.ndarray,
+    now: np.ndarray,
+    scores: tuple[RowScores, RowScores],
+    image_codes: np.ndarray,
+    text_codes: np.ndarray,
+    texts: Sequence[str],
+    top: int,
+) -> list[Example]:
     rows = np.array([query for _, query in chosen], np.int64)
     if not len(rows):
         return []
-    hits_before, _ = _top(old, rows, text_codes, image_codes, top, similarity)
-    hits_after, answers = _top(new, rows, text_codes, image_codes, top, similarity)
+    hits_before, _ = _top(scores[0](rows), rows, text_codes, image_codes, top)
+    hits_after, answers = _top(scores[1](rows), rows, text_codes, image_codes, top)
     return [
         Example(
             kind,
@@ -171,20 +213,22 @@ def _spread(distance: np.ndarray, codes: np.ndarray, used: set[int], count: int)
     return chosen + [q for q in order if q not in set(chosen)]
 
 
+def _products(features: list[np.ndarray], rows: np.ndarray, similarity: Similarity) -> np.ndarray:
+    """Scores (n, N) of the texts in `rows` with all images."""
+    images, texts = features
+    queries, unique, inverse = prepare(texts[rows], images, similarity)
+    scores = queries @ unique.T
+    return scores if inverse is None else scores[:, inverse]
+
+
 def _top(
-    features: list[np.ndarray],
+    scores: np.ndarray,
     rows: np.ndarray,
     text_codes: np.ndarray,
     image_codes: np.ndarray,
     top: int,
-    similarity: Similarity,
 ) -> tuple[list[tuple[Hit, ...]], list[int]]:
     """Best images of each query in `rows`, equal scores in file order, and its best own image."""
-    images, texts = features
-    queries, unique, inverse = prepare(texts[rows], images, similarity)
-    scores = queries @ unique.T
-    if inverse is not None:
-        scores = scores[:, inverse]
     hits, answers = [], []
     for row, line in zip(rows, scores, strict=True):
         own = image_codes == text_codes[row]

@@ -26,6 +26,8 @@ METRIC_NAMES = (
     "rsum",
 )
 """Names understood by `RetrievalResult.metric`."""
+EXTRA_METRICS = {"order_probe": "Order probe"}
+"""Metrics of a comparison that are no ranks, and what people call them."""
 
 
 def direction_label(direction: str) -> str:
@@ -35,6 +37,8 @@ def direction_label(direction: str) -> str:
 
 def metric_label(name: str) -> str:
     """A metric's name as people write it: ``text_to_image.r1`` becomes ``Text → image R@1``."""
+    if name in EXTRA_METRICS:
+        return EXTRA_METRICS[name]
     if name == "rsum":
         return "RSum"
     direction, _, part = name.partition(".")

@@ -6,6 +6,8 @@
 | `flickr30k-1k` | Karpathy test split of Flickr30k: 1,000 images with 5 captions each |
 | `coco-5k` | Karpathy test split of COCO: 5,000 images; all 25,010 captions or the first 5 each |
 | `coco-1k-folds` | the same 5,000 images in five folds of 1,000 in file order; mean over folds |
+
+Those of the published text-video sets are in `video_protocols`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,17 @@ from crossadapt.evaluation.inputs import (
     encode_groups,
 )
 from crossadapt.evaluation.metrics import DirectionMetrics, QueryRanks, RetrievalResult
-from crossadapt.evaluation.ranks import DEFAULT_BLOCK, Ranks, Similarity, rank_codes
+from crossadapt.evaluation.ranks import (
+    DEFAULT_BLOCK,
+    Ranks,
+    Similarity,
+    rank_codes,
+    rank_stripes,
+)
+
+Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(numbers of texts (n,), numbers of images (m,)) to scores (n, m), larger is better."""
+_Ranker = Callable[[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Ranks]
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,8 @@ class Protocol:
     """Given the group numbers of images (N,) and texts (M,), raises `UserError` on wrong sizes."""
     folds: int = 1
     """Images are cut into so many folds in the order given; metrics are means over folds."""
+    grouped_captions: bool = False
+    """Image to text: each group of captions counts as one item, with its best caption's score."""
 
 
 _PROTOCOLS: dict[str, Protocol] = {}
@@ -99,33 +113,90 @@ def evaluate(
         as_names(image_groups, len(images), "image groups"),
         as_names(text_groups, len(texts), "text groups"),
     )
+
+    def ranker(
+        direction: str, q: np.ndarray, g: np.ndarray, q_codes: np.ndarray, g_codes: np.ndarray
+    ) -> Ranks:
+        queries, gallery = (texts, images) if direction == "text_to_image" else (images, texts)
+        grouped = rule.grouped_captions and direction == "image_to_text"
+        return rank_codes(queries[q], gallery[g], q_codes, g_codes, similarity, block, grouped)
+
+    return _measure(rule, image_codes, text_codes, ranker, similarity)
+
+
+def evaluate_scores(
+    scores: Scores,
+    image_groups: Groups,
+    text_groups: Groups,
+    protocol: str = "pairs",
+    *,
+    similarity: str,
+    block: int = DEFAULT_BLOCK,
+) -> RetrievalResult:
+    """`evaluate` for a similarity that is no product of two vectors.
+
+    Args:
+        scores: see `Scores`; asked for one block at a time, twice for every pair.
+        image_groups: N group names.
+        text_groups: M group names.
+        protocol: one of `protocol_names()`.
+        similarity: what the scores are, for the record.
+        block: scores asked for at once.
+    """
+    rule = get_protocol(protocol)
+    image_codes, text_codes = encode_groups(
+        as_names(image_groups, len(image_groups), "image groups"),
+        as_names(text_groups, len(text_groups), "text groups"),
+    )
+
+    def ranker(
+        direction: str, q: np.ndarray, g: np.ndarray, q_codes: np.ndarray, g_codes: np.ndarray
+    ) -> Ranks:
+        def score(stripe: slice) -> np.ndarray:
+            if direction == "text_to_image":
+                return scores(q[stripe], g)
+            return scores(g, q[stripe]).T
+
+        grouped = rule.grouped_captions and direction == "image_to_text"
+        return rank_stripes(score, q_codes, g_codes, block, grouped)
+
+    return _measure(rule, image_codes, text_codes, ranker, similarity)
+
+
+def _measure(
+    rule: Protocol,
+    image_codes: np.ndarray,
+    text_codes: np.ndarray,
+    ranker: _Ranker,
+    similarity: str,
+) -> RetrievalResult:
     if rule.check is not None:
         rule.check(image_codes, text_codes)
     sides = {
-        "text_to_image": (texts, images, text_codes, image_codes),
-        "image_to_text": (images, texts, image_codes, text_codes),
+        "text_to_image": (text_codes, image_codes),
+        "image_to_text": (image_codes, text_codes),
     }
     fold_of_group = _folds(image_codes, int(text_codes.max()), rule.folds)
     metrics: dict[str, DirectionMetrics] = {}
     details: dict[str, QueryRanks] = {}
-    for direction, (queries, gallery, query_codes, gallery_codes) in sides.items():
-        low, high = np.empty(len(queries), np.int64), np.empty(len(queries), np.int64)
+    for direction, (query_codes, gallery_codes) in sides.items():
+        low, high = np.empty(len(query_codes), np.int64), np.empty(len(query_codes), np.int64)
         parts = []
         for fold in range(rule.folds):
             q = np.flatnonzero(fold_of_group[query_codes] == fold)
             g = np.flatnonzero(fold_of_group[gallery_codes] == fold)
-            found = rank_codes(
-                queries[q], gallery[g], query_codes[q], gallery_codes[g], similarity, block
-            )
+            found = ranker(direction, q, g, query_codes[q], gallery_codes[g])
             low[q], high[q] = found.optimistic, found.pessimistic
-            parts.append(DirectionMetrics.from_ranks(found, len(g)))
+            grouped = rule.grouped_captions and direction == "image_to_text"
+            size = len(np.unique(gallery_codes[g])) if grouped else len(g)
+            parts.append(DirectionMetrics.from_ranks(found, size))
         metrics[direction] = parts[0] if rule.folds == 1 else DirectionMetrics.mean(parts)
         details[direction] = QueryRanks(Ranks(low, high), query_codes)
     return RetrievalResult(
         protocol=rule.name,
         similarity=similarity,
-        images=len(images),
-        texts=len(texts),
+        images=len(image_codes),
+        texts=len(text_codes),
         groups=int(image_codes.max()) + 1,
         folds=rule.folds,
         text_to_image=metrics["text_to_image"],

@@ -20,6 +20,7 @@ columns differently, depending on where they stand).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,24 +104,59 @@ def rank_codes(
     gallery_codes: np.ndarray,
     similarity: Similarity = "cosine",
     block: int = DEFAULT_BLOCK,
+    grouped: bool = False,
 ) -> Ranks:
-    """`rank` for float32 matrices already checked and groups already numbered."""
+    """`rank` for float32 matrices already checked and groups already numbered.
+
+    `grouped` is explained at `rank_stripes`.
+    """
     if block < 1:
         raise UserError(
             "block must be at least 1",
             where=f"block={block}",
             fix=f"leave it out to hold {DEFAULT_BLOCK} scores",
         )
-    order, starts, counts = _positives(query_codes, gallery_codes)
     queries, unique, inverse = prepare(queries, items, similarity)
-    optimistic = np.empty(len(queries), np.int64)
-    pessimistic = np.empty(len(queries), np.int64)
-    rows = max(1, block // len(items))
-    for start in range(0, len(queries), rows):
-        stripe = slice(start, min(start + rows, len(queries)))
+
+    def score(stripe: slice) -> np.ndarray:
         scores = queries[stripe] @ unique.T
-        if inverse is not None:
-            scores = scores[:, inverse]
+        return scores if inverse is None else scores[:, inverse]
+
+    return rank_stripes(score, query_codes, gallery_codes, block, grouped)
+
+
+def rank_stripes(
+    score: Callable[[slice], np.ndarray],
+    query_codes: np.ndarray,
+    gallery_codes: np.ndarray,
+    block: int = DEFAULT_BLOCK,
+    grouped: bool = False,
+) -> Ranks:
+    """`rank` for scores of any kind.
+
+    Args:
+        score: gives the scores (stripe, M) of a stripe of queries with the whole gallery.
+        query_codes: group numbers (Q,).
+        gallery_codes: group numbers (M,).
+        block: scores asked for at once.
+        grouped: the gallery is one item per group, with the best score of its members.
+    """
+    if grouped:
+        by_group = np.argsort(gallery_codes, kind="stable")
+        groups, edges = np.unique(gallery_codes[by_group], return_index=True)
+        single = score
+
+        def score(stripe: slice) -> np.ndarray:
+            return np.maximum.reduceat(single(stripe)[:, by_group], edges, axis=1)
+
+        gallery_codes = groups
+    order, starts, counts = _positives(query_codes, gallery_codes)
+    optimistic = np.empty(len(query_codes), np.int64)
+    pessimistic = np.empty(len(query_codes), np.int64)
+    rows = max(1, block // len(gallery_codes))
+    for start in range(0, len(query_codes), rows):
+        stripe = slice(start, min(start + rows, len(query_codes)))
+        scores = score(stripe)
         size = counts[stripe]
         first = np.cumsum(size) - size
         row = np.repeat(np.arange(len(size)), size)

@@ -9,7 +9,20 @@ import numpy as np
 
 from crossadapt.data.ledger import Ledger
 from crossadapt.data.manifest import CORE_COLUMNS, Manifest
-from crossadapt.data.readers import builtin, huggingface, karpathy, sidecar, tables, written
+from crossadapt.data.readers import (
+    activitynet,
+    builtin,
+    didemo,
+    huggingface,
+    karpathy,
+    lsmdc,
+    msrvtt,
+    msvd,
+    sidecar,
+    tables,
+    vatex,
+    written,
+)
 from crossadapt.data.readers.registry import Request, detect, get_reader, reader_names
 from crossadapt.data.splits import DEFAULT_FRACTIONS, assign
 from crossadapt.errors import UserError, did_you_mean
@@ -17,7 +30,10 @@ from crossadapt.errors import UserError, did_you_mean
 __all__ = ["read_manifest", "reader_names"]
 
 # Importing a reader registers it.
-READER_MODULES = (builtin, huggingface, karpathy, sidecar, tables, written)
+READER_MODULES = (
+    *(activitynet, didemo, lsmdc, msrvtt, msvd, vatex),
+    *(builtin, huggingface, karpathy, sidecar, tables, written),
+)
 
 
 def read_manifest(

@@ -44,7 +44,12 @@ ALIASES: Mapping[str, Sequence[str]] = {
 
 
 def resolve(
-    present: Sequence[str], wanted: Mapping[str, str], *, where: str, given: Sequence[str] = ()
+    present: Sequence[str],
+    wanted: Mapping[str, str],
+    *,
+    where: str,
+    given: Sequence[str] = (),
+    needed: Sequence[str] = ("item", "text"),
 ) -> dict[str, str]:
     """Map our column names to those of the data.
 
@@ -53,12 +58,13 @@ def resolve(
         wanted: the user's mapping; its values must exist.
         where: file name for messages.
         given: our columns that are known otherwise and need not be found.
+        needed: our columns that must be found.
 
     Returns:
         For each of our columns that was found the name of the data's column.
 
     Raises:
-        UserError: a named column does not exist, or item or text cannot be recognised.
+        UserError: a named column does not exist, or a needed one cannot be recognised.
     """
     found: dict[str, str] = {}
     lowered = {name.strip().lower(): name for name in reversed(present)}
@@ -75,7 +81,7 @@ def resolve(
         match = next((lowered[n] for n in names if n in lowered and lowered[n] not in taken), None)
         if ours not in found and ours not in given and match is not None:
             found[ours] = match
-    for ours in ("item", "text"):
+    for ours in needed:
         if ours not in found and ours not in given:
             raise UserError(
                 f"no column was recognised as the {ours}",

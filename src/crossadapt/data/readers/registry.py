@@ -47,6 +47,8 @@ class Request:
         columns: user's mapping from our column names to those of the data.
         root: folder that relative picture names start from, or None for the reader's default.
         ledger: receives everything that is left out.
+        texts_needed: whether an item without a text is left out (there is nothing to learn from
+            it) or kept with an empty one (it can still be searched).
         rows: one dictionary per item–text pair.
         notes: what was decided on the way, for the summary.
     """
@@ -55,6 +57,7 @@ class Request:
     columns: Mapping[str, str]
     root: Path | None
     ledger: Ledger
+    texts_needed: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _pairs: set[tuple[str, str]] = field(default_factory=set)
@@ -94,6 +97,8 @@ class Request:
             self.ledger.add(name, "caption without image: no such file")
             return
         usable = [str(text).strip() for text in texts if isinstance(text, str) and text.strip()]
+        if not usable and not self.texts_needed:
+            usable = [""]
         if not usable:
             self.ledger.add(name, "image without caption: no text that is not blank")
             return

@@ -69,11 +69,12 @@ def _read_table(file: Path, request: Request, split: str, base: Path) -> set[str
     columns: dict[str, str] = {}
     present: list[str] = []
     root = request.root or file.parent
+    needed = ("item", "text") if request.texts_needed else ("item",)
     for number, record in _chain(first, records):
         # JSON lines may bring new keys; the columns are resolved again when they do.
         if not columns or any(name not in present for name in record):
             present += [name for name in record if name not in present]
-            columns = resolve(present, request.columns, where=str(file))
+            columns = resolve(present, request.columns, where=str(file), needed=needed)
         cell = record.get(columns["item"])
         item = _item(cell, root)
         if item is None:
@@ -83,7 +84,7 @@ def _read_table(file: Path, request: Request, split: str, base: Path) -> set[str
         group = record.get(columns.get("group", ""))
         request.add(
             item,
-            texts_of(record.get(columns["text"])),
+            texts_of(record.get(columns.get("text", ""))),
             group=_group(item, base) if group in (None, "") else str(group),
             split=str(record.get(columns.get("split", "")) or split),
             kind=str(record.get(columns.get("kind", "")) or ""),

@@ -13,7 +13,7 @@ from crossadapt.errors import UserError
 
 
 def _matches(source: str) -> bool:
-    path = Path(source)
+    path = _file(source)
     if path.suffix != ".parquet" or not path.is_file():
         return False
     try:
@@ -23,10 +23,15 @@ def _matches(source: str) -> bool:
     return PARQUET_MARK in metadata
 
 
+def _file(source: str) -> Path:
+    path = Path(source)
+    return path / "manifest.parquet" if path.is_dir() else path
+
+
 @register("manifest", _matches, order=3)
 def read(request: Request) -> None:
-    """A Parquet file written by ``Manifest.write``."""
-    path = Path(request.source).absolute()
+    """A Parquet file written by ``Manifest.write``, or a folder with it as manifest.parquet."""
+    path = _file(request.source).absolute()
     if not _matches(str(path)):
         raise UserError(
             "not a manifest written by crossadapt", where=str(path), fix="use reader='auto'"
