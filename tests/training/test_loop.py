@@ -141,6 +141,8 @@ def test_the_guard_counts_validations_below_zero_shot_in_a_row():
     assert scores(40, 60, 40, 55)[0].status == "running"
     assert scores(60, 40, 45)[0].status == "below-zero-shot"
     assert scores(50, 50)[0].status == "running"
+    assert scores(20, 30, 40, 45)[0].status == "running"  # still climbing from below
+    assert scores(20, 30, 25, 28)[0].status == "below-zero-shot"
 
 
 def test_a_hopeless_run_ends_loudly(tmp_path):

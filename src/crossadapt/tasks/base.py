@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
     from crossadapt.backbones.precision import Precision
     from crossadapt.data.manifest import Manifest
+    from crossadapt.tasks.clips import Clips
     from crossadapt.tasks.encode import Pixels
 
 Config = TypeVar("Config")
@@ -56,9 +57,9 @@ class TaskSetup:
 
     backbone: Backbone
     train: Manifest
-    pixels: Pixels
+    pixels: Pixels | Clips
     validation: Manifest | None
-    validation_pixels: Pixels | None
+    validation_pixels: Pixels | Clips | None
     batch_size: int
     captions: Literal["one", "all"]
     objective: Literal["info-nce", "sigmoid"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -67,10 +68,10 @@ def encode_images(
     Raises:
         UserError: there are no pictures.
     """
-    _need(len(pixels), "pictures")
-    device, precision = _where(backbone, precision)
+    need(len(pixels), "pictures")
+    device, precision = where(backbone, precision)
     parts = []
-    with _Evaluating(backbone), torch.inference_mode():
+    with evaluating(backbone), torch.inference_mode():
         for start in range(0, len(pixels), batch_size):
             block = range(start, min(start + batch_size, len(pixels)))
             batch = backbone.preprocess.normalise(stack_pixels(pixels, block).to(device))
@@ -85,23 +86,26 @@ def encode_texts(
     texts: Sequence[str] | TokenBatch,
     batch_size: int = 256,
     precision: Precision | None = None,
+    *,
+    unit: bool = True,
 ) -> Tensor:
-    """Features of texts: float32 (N, D), length one, on the CPU, in the order given.
+    """Features of texts: float32 (N, D), on the CPU, in the order given; length one if `unit`.
 
     Texts of similar length are encoded together and each batch is cut to its longest, so that
     little is spent on padding. Arguments as for `encode_images`; `texts` may be tokenised already.
     """
-    _need(len(texts.ids) if isinstance(texts, TokenBatch) else len(texts), "texts")
+    need(len(texts.ids) if isinstance(texts, TokenBatch) else len(texts), "texts")
     tokens = texts if isinstance(texts, TokenBatch) else backbone.tokenize(texts)
-    device, precision = _where(backbone, precision)
+    device, precision = where(backbone, precision)
     order = tokens.mask.sum(dim=1).argsort(stable=True)
     parts = []
-    with _Evaluating(backbone), torch.inference_mode():
+    with evaluating(backbone), torch.inference_mode():
         for rows in order.split(batch_size):
             batch = cut(TokenBatch(tokens.ids[rows], tokens.mask[rows]))
             with precision.autocast():
                 features = backbone.encode_text(batch.ids.to(device), batch.mask.to(device))
-            parts.append(F.normalize(features.float(), dim=-1).cpu())
+            features = features.float()
+            parts.append((F.normalize(features, dim=-1) if unit else features).cpu())
     sorted_features = torch.cat(parts)
     features = torch.empty_like(sorted_features)
     features[order] = sorted_features
@@ -117,25 +121,28 @@ def cut(tokens: TokenBatch) -> TokenBatch:
     return TokenBatch(tokens.ids[:, :used].long(), tokens.mask[:, :used])
 
 
-def _need(count: int, what: str) -> None:
+def need(count: int, what: str) -> None:
+    """Refuse to encode nothing.
+
+    Raises:
+        UserError: `count` is 0.
+    """
     if count == 0:
         raise UserError(f"there are no {what} to encode", fix="check the split and the ledger")
 
 
-def _where(backbone: Backbone, precision: Precision | None) -> tuple[torch.device, Precision]:
+def where(backbone: Backbone, precision: Precision | None) -> tuple[torch.device, Precision]:
+    """Device of a backbone, and the precision to use there."""
     device = next(backbone.model.parameters()).device
     return device, precision or choose_precision("auto", str(device))
 
 
-class _Evaluating:
+@contextmanager
+def evaluating(backbone: Backbone) -> Iterator[None]:
     """Adapters in evaluation mode inside the block, as they were afterwards."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.adapters = backbone.adapters
-
-    def __enter__(self) -> None:
-        self.mode = self.adapters.training
-        self.adapters.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.adapters.train(self.mode)
+    mode = backbone.adapters.training
+    backbone.adapters.eval()
+    try:
+        yield
+    finally:
+        backbone.adapters.train(mode)

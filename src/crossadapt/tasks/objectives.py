@@ -35,10 +35,28 @@ def info_nce(
         positives: bool (N, N); [i, j] is true when text j describes picture i. The diagonal
             alone when None.
     """
-    logits = scale * cosine(images, texts)
+    return info_nce_of(cosine(images, texts), scale, positives)
+
+
+def info_nce_of(
+    similarity: Tensor,
+    scale: Tensor | float,
+    positives: Tensor | None = None,
+    wrong: Tensor | None = None,
+) -> Tensor:
+    """`info_nce` from similarities (N, N) of pictures or clips (rows) with texts (columns).
+
+    `wrong` holds similarities (N, K) of the texts with K more pictures that no text describes:
+    further negatives of the texts.
+    """
+    logits = scale * similarity
     if positives is None:
         positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    return (_spread(logits, positives) + _spread(logits.T, positives.T)) / 2
+    to_images, image_targets = logits.T, positives.T
+    if wrong is not None:
+        to_images = torch.cat([to_images, scale * wrong], 1)
+        image_targets = torch.cat([image_targets, torch.zeros_like(wrong, dtype=torch.bool)], 1)
+    return (_spread(logits, positives) + _spread(to_images, image_targets)) / 2
 
 
 def _spread(logits: Tensor, positives: Tensor) -> Tensor:
@@ -60,7 +78,17 @@ def sigmoid_loss(
     `z_ij` is 1 for positives and -1 otherwise. Arguments as for `info_nce`; `bias` is the
     backbone's `logit_bias`.
     """
-    logits = scale * cosine(images, texts) + bias
+    return sigmoid_loss_of(cosine(images, texts), scale, bias, positives)
+
+
+def sigmoid_loss_of(
+    similarity: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float,
+    positives: Tensor | None = None,
+) -> Tensor:
+    """`sigmoid_loss` from similarities (N, N) of pictures or clips (rows) with texts (columns)."""
+    logits = scale * similarity + bias
     if positives is None:
         positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     signs = positives.to(logits.dtype) * 2 - 1

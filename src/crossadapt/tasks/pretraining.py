@@ -28,6 +28,7 @@ from crossadapt.errors import UserError
 from crossadapt.layers.drawing_augmentation import DrawingAugmentation
 from crossadapt.tasks import objectives
 from crossadapt.tasks.base import Batch, Features, Inputs, TaskSetup, read_options
+from crossadapt.tasks.clips import pictures_only
 from crossadapt.tasks.encode import Pixels, stack_pixels, training_features
 from crossadapt.tasks.retrieval import HeldOut, scores
 
@@ -235,13 +236,16 @@ class PretrainingTask:
 
 def make_task(setup: TaskSetup, options: Mapping[str, Any]) -> PretrainingTask:
     """The pre-training task of a run."""
+    held_out = setup.validation_pixels
+    if held_out is not None:
+        held_out = pictures_only(held_out, "pretraining")
     return PretrainingTask(
         setup.backbone,
         setup.train,
-        setup.pixels,
+        pictures_only(setup.pixels, "pretraining"),
         read_options(PretrainingConfig, options, "pretraining"),
         validation=setup.validation,
-        validation_pixels=setup.validation_pixels,
+        validation_pixels=held_out,
         batch_size=setup.batch_size,
         seed=setup.seed,
     )

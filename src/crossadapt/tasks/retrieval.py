@@ -11,27 +11,34 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from crossadapt.adapters.companion import companion
 from crossadapt.backbones.base import TokenBatch
 from crossadapt.backbones.precision import Precision
 from crossadapt.data.manifest import Manifest
 from crossadapt.data.sampling import PairSampler
 from crossadapt.errors import UserError, did_you_mean
-from crossadapt.evaluation.protocols import evaluate
 from crossadapt.layers.drawing_augmentation import POSE_ONLY, DrawingAugmentation
 from crossadapt.tasks import objectives
 from crossadapt.tasks.base import Batch, Features, Inputs, TaskSetup, read_options
+from crossadapt.tasks.clips import pictures_only
 from crossadapt.tasks.encode import (
     Pixels,
     cut,
-    encode_images,
-    encode_texts,
     stack_pixels,
     training_features,
+)
+from crossadapt.tasks.held_out import MOST_PAIRS, HeldOut, scores
+from crossadapt.tasks.second_view import (
+    PICTURE_VIEWS,
+    SUFFIX,
+    SecondViews,
+    ViewKind,
+    frozen_features,
+    pair_loss,
 )
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
-    from crossadapt.evaluation.metrics import RetrievalResult
 
 Objective = Literal["info-nce", "sigmoid"]
 
@@ -48,6 +55,9 @@ class RetrievalConfig:
     `restyle` also changes colours and strokes."""
     token_drop: float = 0.0
     """Share of patch tokens dropped at random while training: cheaper, and against over-fitting."""
+    view: ViewKind = "crop"
+    """Second view of a picture, for methods whose loss has one (APoLLo): another `crop`, or for
+    drawings another `pose` or style (`restyle`)."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""
@@ -56,6 +66,12 @@ class RetrievalConfig:
                 f"augment is {self.augment!r}",
                 where="task_options",
                 fix=did_you_mean(self.augment, _AUGMENTATIONS),
+            )
+        if self.view not in PICTURE_VIEWS:
+            raise UserError(
+                f"view is {self.view!r}",
+                where="task_options",
+                fix=did_you_mean(self.view, PICTURE_VIEWS),
             )
         if not 0 <= self.token_drop < 1:
             raise UserError(
@@ -90,6 +106,7 @@ class RetrievalTask:
 
     name = "retrieval"
     headline = "rsum"
+    calls_companion = True
 
     def __init__(
         self,
@@ -128,6 +145,8 @@ class RetrievalTask:
         self._groups = torch.from_numpy(train.groups)
         folded = [" ".join(text.casefold().split()) for text in train.texts]
         self._texts = torch.from_numpy(np.unique(folded, return_inverse=True)[1])
+        judged = companion(backbone) is not None
+        self.views = SecondViews(backbone, train, self.config.view) if judged else None
         self.validation = None
         if validation is not None and validation_pixels is not None:
             self.validation = HeldOut(backbone, validation, validation_pixels, precision)
@@ -144,17 +163,20 @@ class RetrievalTask:
         """Pixels (B, 3, H, W) uint8, ids and mask (B, L), L the longest text of the rows."""
         index = torch.from_numpy(rows)
         pixels = stack_pixels(self.pixels, self.train.item_index[rows])
+        views = {} if self.views is None else self.views(rows, pixels)
         if self._augment is not None:
             pixels = self._augment(pixels)
         tokens = cut(TokenBatch(self._ids[index], self._mask[index]))
         return Batch(
-            {"image": (pixels,), "text": (tokens.ids, tokens.mask)},
+            {"image": (pixels,), "text": (tokens.ids, tokens.mask), **views},
             {"group": self._groups[index], "text": self._texts[index]},
             len(rows),
         )
 
     def encode(self, backbone: Backbone, stream: str, inputs: Inputs) -> Tensor:
-        """Features (rows, D) of pictures or of texts."""
+        """Features (rows, D) of pictures or texts; of second views the frozen model's."""
+        if stream.endswith(SUFFIX):
+            return frozen_features(backbone, stream, inputs)
         if stream == "image":
             return training_features(backbone, inputs[0], self.config.token_drop)
         return backbone.encode_text(*inputs)
@@ -162,20 +184,38 @@ class RetrievalTask:
     def loss(
         self, features: Features, batch: Batch, backbone: Backbone
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """The contrastive loss over the rows of all processes."""
-        images, texts = (objectives.gather(features[name]) for name in ("image", "text"))
+        """The contrastive loss over the rows of all processes, and a companion's part of it."""
+        features = {name: objectives.gather(x) for name, x in features.items()}
         positives = objectives.same(
             *(objectives.gather(batch.targets[name]) for name in ("group", "text"))
         )
         scale = backbone.logit_scale.exp()
-        if self.objective == "sigmoid":
-            bias = backbone.logit_bias
-            return objectives.sigmoid_loss(images, texts, scale, _given(bias), positives), {}
-        return objectives.info_nce(images, texts, scale, positives), {}
+
+        def loss_of(similarity: Tensor) -> Tensor:
+            if self.objective == "sigmoid":
+                bias = _given(backbone.logit_bias)
+                return objectives.sigmoid_loss_of(similarity, scale, bias, positives)
+            return objectives.info_nce_of(similarity, scale, positives)
+
+        cosines = objectives.cosine(features["image"], features["text"])
+        judge = companion(backbone)
+        if judge is None:
+            return loss_of(cosines), {}
+        return pair_loss(judge, features, positives, loss_of, cosines)
 
     def validate(self, backbone: Backbone) -> dict[str, float]:
-        """Recalls and `rsum` in percent on the validation rows; empty without them."""
-        return {} if self.validation is None else scores(self.validation.evaluate(backbone))
+        """Recalls and `rsum` in percent on the validation rows; empty without them.
+
+        They are those of the features, which an index can hold. With a companion `pair_rsum` is
+        that of its scores, all validation texts being the list.
+        """
+        if self.validation is None:
+            return {}
+        images, texts = self.validation.encode(backbone)
+        found = scores(self.validation.score(images, texts))
+        if companion(backbone) is not None and len(images) * len(texts) <= MOST_PAIRS:
+            found["pair_rsum"] = self.validation.score_pairs(backbone, images, texts).rsum
+        return found
 
     def parameters(self) -> Mapping[str, Parameter]:
         """None of its own."""
@@ -184,13 +224,16 @@ class RetrievalTask:
 
 def make_task(setup: TaskSetup, options: Mapping[str, Any]) -> RetrievalTask:
     """The retrieval task of a run."""
+    held_out = setup.validation_pixels
+    if held_out is not None:
+        held_out = pictures_only(held_out, "retrieval")
     config = read_options(RetrievalConfig, options, "retrieval")
     return RetrievalTask(
         setup.backbone,
         setup.train,
-        setup.pixels,
+        pictures_only(setup.pixels, "retrieval"),
         validation=setup.validation,
-        validation_pixels=setup.validation_pixels,
+        validation_pixels=held_out,
         batch_size=setup.batch_size,
         captions=setup.captions,
         objective=setup.objective,
@@ -198,51 +241,6 @@ def make_task(setup: TaskSetup, options: Mapping[str, Any]) -> RetrievalTask:
         precision=setup.precision,
         config=config,
     )
-
-
-class HeldOut:
-    """Rows to measure on, tokenised once: `evaluate` as often as you like."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        manifest: Manifest,
-        pixels: Pixels,
-        precision: Precision | None = None,
-    ) -> None:
-        self.manifest, self.pixels, self.precision = manifest, pixels, precision
-        self._tokens = backbone.tokenize(manifest.texts)
-
-    def encode(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
-        """Features of the items (N, D) and of the texts (M, D), in the manifest's order."""
-        images = encode_images(backbone, self.pixels, precision=self.precision)
-        return images, encode_texts(backbone, self._tokens, precision=self.precision)
-
-    def evaluate(self, backbone: Backbone, protocol: str = "pairs") -> RetrievalResult:
-        """Retrieval in both directions with whatever adapter is active."""
-        return self.score(*self.encode(backbone), protocol)
-
-    def score(self, images: Tensor, texts: Tensor, protocol: str = "pairs") -> RetrievalResult:
-        """Retrieval with features that `encode` gave."""
-        names = self.manifest.group_names
-        return evaluate(
-            images,
-            texts,
-            [names[g] for g in self.manifest.item_groups],
-            [names[g] for g in self.manifest.groups],
-            protocol,
-        )
-
-
-def scores(result: RetrievalResult) -> dict[str, float]:
-    """The numbers of an evaluation that a training log shows."""
-    return {
-        "t2i_r1": result.text_to_image.r1,
-        "t2i_r10": result.text_to_image.r10,
-        "i2t_r1": result.image_to_text.r1,
-        "i2t_r10": result.image_to_text.r10,
-        "rsum": result.rsum,
-    }
 
 
 def _given(bias: Tensor | None) -> Tensor:

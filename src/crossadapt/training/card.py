@@ -61,4 +61,8 @@ def _table(record: Mapping[str, Any]) -> list[str]:
             if result is not None:
                 values = " | ".join(f"{result[direction][key]:.1f}" for _, key in _COLUMNS)
                 lines.append(f"| {direction.replace('_to_', ' → ')} | {label} | {values} |")
+    probe = record.get("order_probe")
+    if probe is not None:
+        said = ", ".join(f"{k} {v['accuracy']:.1f} %" for k, v in probe.items())
+        lines += ["", f"Order probe over {probe['before']['pairs']} pairs (chance 50 %): {said}."]
     return [*lines, ""]

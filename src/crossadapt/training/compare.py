@@ -24,8 +24,10 @@ from crossadapt.errors import UserError
 from crossadapt.evaluation.comparison import Comparison, ComparisonRow, write_comparison
 from crossadapt.evaluation.intervals import metric_intervals, paired_test
 from crossadapt.evaluation.metrics import RetrievalResult
+from crossadapt.evaluation.order_probe import ORDER_PROBE, ProbeResult
 from crossadapt.evaluation.plots import require_matplotlib
 from crossadapt.files import make_folder, write_file
+from crossadapt.training.heldout import VIDEO_TASK, resolve_task, video_config
 from crossadapt.training.job import TrainJob
 from crossadapt.training.method_strings import SETTINGS, Contender, parse_contender, sized
 from crossadapt.training.run import versions
@@ -43,6 +45,7 @@ METRICS = (
 ZERO_SHOT = "zero-shot"
 
 # Fields of a job that do not decide its numbers.
+_CLIPS = ("frames", "sampling", "pooling")
 _FREE = ("output", "resume", "quiet", "workers", "cache", "checkpoint_seconds", "checkpoint_steps")
 
 
@@ -80,6 +83,7 @@ def compare(
         split_seed=base.split_seed,
         ledger=Ledger(),
     )
+    base = resolve_task(base, manifest)
     backbone = backbones.load(base.backbone)
     identity = {"data": manifest.fingerprint, "backbone": backbone.fingerprint}
     jobs = {
@@ -113,6 +117,11 @@ def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
         guard=0 if base.guard is None else base.guard,
         **contender.settings,
     )
+    if "pooling" in contender.settings:
+        if job.task != VIDEO_TASK:
+            raise UserError("pooling is for videos", where=contender.label, fix="leave it out")
+        job = replace(job, task_options={**job.task_options, "pooling": job.pooling})
+        video_config(job)  # refuses a pooling that does not exist
     job.recipe()  # refuses impossible numbers before anything is trained
     return job
 
@@ -121,6 +130,8 @@ def _result_file(
     runs: Path, label: str, seed: int, job: TrainJob, identity: Mapping[str, str]
 ) -> Path:
     decides = {k: v for k, v in asdict(job).items() if k not in (*_FREE, "data")}
+    # Pictures have no clip settings, and a run on them is the same with or without these fields.
+    decides = {k: v for k, v in decides.items() if k not in _CLIPS or v is not None}
     # Resolved, so that a changed default of ours is a changed run.
     decides["recipe"] = job.recipe().identity()
     decides["config"] = asdict(make_config(job.method, job.method_options))
@@ -166,8 +177,12 @@ def _comparison(
 ) -> Comparison:
     first = next(iter(found.values()))
     zero = RetrievalResult.from_dict(first["before"])
-    rows = [ComparisonRow(ZERO_SHOT, {m: [zero.metric(m)] for m in METRICS}, 0, 0.0)]
-    notes = []
+    rows, notes = [], []
+    # Another similarity head makes another frozen model: each has its own row.
+    for label, part in _zero_shots(found).items():
+        result = RetrievalResult.from_dict(part["before"])
+        values = {m: [result.metric(m)] for m in METRICS} | _probes([part], "before")
+        rows.append(ComparisonRow(label, values, 0, 0.0))
     if zero.groups > 1:
         interval = metric_intervals(zero, metrics=[HEADLINE])[HEADLINE]
         notes.append(
@@ -180,13 +195,16 @@ def _comparison(
         rows.append(
             ComparisonRow(
                 contender.label,
-                {m: [result.metric(m) for result in results] for m in METRICS},
+                {m: [result.metric(m) for result in results] for m in METRICS}
+                | _probes(parts, "after"),
                 parts[0]["trained"],
                 parts[0]["share"],
                 [part["seconds"] for part in parts],
                 [part["peak_memory_mb"] for part in parts],
             )
         )
+        notes += _probe_note(contender.label, parts)
+        zero = RetrievalResult.from_dict(parts[0]["before"])
         if zero.groups > 1:
             tests = [paired_test(zero, result, HEADLINE) for result in results]
             gains = [test.difference for test in tests]
@@ -216,3 +234,32 @@ def _comparison(
         versions=first["versions"],
         notes=notes,
     )
+
+
+def _zero_shots(
+    found: Mapping[tuple[str, int], Mapping[str, Any]],
+) -> dict[str, Mapping[str, Any]]:
+    """One run for each way in which the frozen model was measured, by the name of its row."""
+    by_head: dict[str, Mapping[str, Any]] = {}
+    for part in found.values():
+        by_head.setdefault(part["before"]["similarity"], part)
+    if len(by_head) == 1:
+        return {ZERO_SHOT: next(iter(by_head.values()))}
+    names = {"cosine": "mean pooling"}
+    return {f"{ZERO_SHOT}, {names.get(h, h)}": part for h, part in by_head.items()}
+
+
+def _probes(parts: Sequence[Mapping[str, Any]], when: str) -> dict[str, list[float]]:
+    """The order probe as a metric, a value per run; nothing where there was none."""
+    if any(part.get("order_probe") is None for part in parts):
+        return {}
+    return {ORDER_PROBE: [part["order_probe"][when]["accuracy"] for part in parts]}
+
+
+def _probe_note(label: str, parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The interval over pairs of the order probe in each run."""
+    if any(part.get("order_probe") is None for part in parts):
+        return []
+    found = [ProbeResult.from_dict(part["order_probe"]["after"]) for part in parts]
+    said = ", ".join(probe.format() for probe in found)
+    return [f"{label}: order probe {said}, bootstrap over {found[0].pairs} pairs; chance is 50."]

@@ -40,7 +40,8 @@ class Recipe:
     patience: int = 10
     """Validations without a new best before the run stops; 0 never stops early."""
     guard: int = 3
-    """Validations in a row below zero-shot before the run stops loudly; 0 never does."""
+    """Validations in a row below zero-shot, none a new best, before the run stops loudly; 0 never
+    does."""
     checkpoint_seconds: float = 120.0
     """Longest time between two checkpoints; one is also written after every validation."""
     checkpoint_steps: int | None = None
@@ -115,7 +116,17 @@ PRESETS: dict[str, Recipe] = {
 `paper`: Cross-Modal Adapter v1 (its batch of 128 is global). `from-scratch`: a small new model."""
 
 METHOD_LR: dict[str, float] = {
+    # Their one block per layer starts like the Cross-Modal Adapter's two, or at zero.
+    "adaptformer": 3e-3,
+    "attention-adapter": 3e-3,
+    # Few values of size 0.02 that have to travel: a step is about the learning rate.
+    "coop": 1e-2,
+    "vpt": 1e-2,
+    # Dense maps from prompt to prompt, and attention over features, diverge sooner.
+    "maple": 3e-3,
+    "apollo": 1e-3,
     "cross-modal-adapter": 3e-3,
+    "mv-adapter": 3e-3,
     "projection": 1e-3,
     "partial": 3e-4,
     "full": 1e-4,

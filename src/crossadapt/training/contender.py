@@ -32,6 +32,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "before": result.before.result.to_dict(ranks=True),
         "after": result.after.result.to_dict(ranks=True),
+        "order_probe": result.record["order_probe"],
         "held_out": result.record["held_out"],
         "trained": result.record["trained"],
         "share": result.record["share"],

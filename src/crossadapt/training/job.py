@@ -61,10 +61,18 @@ class TrainJob:
     """Steps between two checkpoints, in addition."""
     objective: Literal["info-nce", "sigmoid"] = "info-nce"
     """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
-    task: str = "retrieval"
-    """What is learned: a file of `crossadapt.tasks`."""
+    task: str = "auto"
+    """What is learned: `retrieval`, `video-retrieval`, `pretraining`; by what the data hold when
+    `auto`."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task by name."""
+    frames: int | None = None
+    """Videos: most frames taken of a clip; 12 when unset."""
+    sampling: Literal["segments", "1fps", "head", "tail"] | None = None
+    """Videos: which frames; `segments` (the middles of equal parts) when unset, `1fps` as
+    published."""
+    pooling: Literal["mean", "text-conditioned"] | None = None
+    """Videos: how frames meet a text, in training and evaluation; `mean` when unset."""
     protocol: str = "pairs"
     """Rule of the final evaluation."""
     seed: int = 0
@@ -83,6 +91,11 @@ class TrainJob:
     """Continue the run in `output` from its last checkpoint."""
     quiet: bool = False
     """Print nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse a number of frames that no clip can have."""
+        if self.frames is not None and self.frames < 1:
+            raise UserError(f"{self.frames} frames", where="frames", fix="take at least 1")
 
     def recipe(self) -> Recipe:
         """The training numbers: the preset's, with this job's changes."""

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from crossadapt.adapters.attach import attached, frozen
 from crossadapt.backbones.precision import Precision, choose_precision
 from crossadapt.errors import UserError
 from crossadapt.tasks.base import Task
@@ -33,6 +34,7 @@ from crossadapt.training.updates import (
     copy_from_first,
     device_of,
     limit_logit_scale,
+    refuse_idle_companion,
     seed_step,
     trained_tensors,
 )
@@ -121,8 +123,12 @@ class _Run:
         self.precision, self.output = precision, output
         self.main, self.rank = accelerator.is_main_process, accelerator.process_index
         self.world, self.device = accelerator.num_processes, accelerator.device
+        refuse_idle_companion(backbone, task)
         self.trained = trained_tensors(backbone, adapter, task)
-        self.optimiser = make_optimiser(self.trained, recipe)
+        scales = attached(backbone, adapter).lr_scales
+        self.optimiser = make_optimiser(
+            self.trained, recipe, {f"adapter.{name}": scale for name, scale in scales.items()}
+        )
         self.per_epoch = task.steps_per_epoch()
         self.total = self.per_epoch * recipe.epochs
         self.last = output / "checkpoints" / "last.safetensors"
@@ -170,11 +176,12 @@ class _Run:
             return self.finish(progress.status)
 
     def begin(self) -> None:
-        """Record what is about to happen and score the model as it is."""
+        """Record what is about to happen and score the frozen model, without the adapter."""
         self.best.unlink(missing_ok=True)
         count = sum(p.numel() for p in self.trained.values())
         self.events.add("config", 0, total=self.total, trained=count, **self.identity)
-        self.progress.zero_shot = self.validate()
+        with frozen(self.backbone):
+            self.progress.zero_shot = self.validate()
         self.events.add("zero-shot", 0, **self.progress.zero_shot)
         self.display.say(
             f"{self.total} steps of {self.recipe.batch_size} pairs, {count:,} trained values, "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from crossadapt import backbones
 from crossadapt.adapters.attach import frozen
@@ -14,12 +14,20 @@ from crossadapt.adapters.folder import RUN_FILE, load_adapter
 from crossadapt.adapters.reading import read_adapter_config
 from crossadapt.backbones.hf import HFBackbone
 from crossadapt.backbones.precision import choose_precision
-from crossadapt.data import Ledger, Manifest, open_pixels, read_manifest
+from crossadapt.data import Ledger, Manifest, read_manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.intervals import metric_intervals, paired_tests
-from crossadapt.tasks.retrieval import HeldOut
-from crossadapt.training.run import Measured
-from crossadapt.training.splits import Split, View, preprocess_key
+from crossadapt.tasks.video_retrieval import VideoRetrievalConfig
+from crossadapt.training.heldout import (
+    VIDEO_TASK,
+    Measure,
+    Measured,
+    open_probe,
+    resolve_task,
+    video_config,
+)
+from crossadapt.training.job import TrainJob
+from crossadapt.training.splits import Split, open_store, view_of
 
 DEFAULT_BACKBONE = "pico-clip"
 
@@ -43,6 +51,10 @@ class Evaluation:
         there = {name: part.result for name, part in parts.items() if part is not None}
         document: dict[str, Any] = {**self.facts, "notes": list(self.notes)}
         document |= {name: result.to_dict() for name, result in there.items()}
+        probes = {n: part.probe for n, part in parts.items() if part is not None}
+        found = {name: probe.to_dict() for name, probe in probes.items() if probe is not None}
+        if found:
+            document["order_probe"] = found
         document["left_out"] = self.ledger.summary()
         if self.frozen.result.groups > 1:
             document["intervals"] = {
@@ -68,6 +80,9 @@ def run_evaluation(
     precision: str = "auto",
     workers: int | None = None,
     cache: Path | None = None,
+    frames: int | None = None,
+    sampling: Literal["segments", "1fps", "head", "tail"] | None = None,
+    pooling: Literal["mean", "text-conditioned"] | None = None,
 ) -> Evaluation:
     """Measure on one split.
 
@@ -83,6 +98,9 @@ def run_evaluation(
         precision: number format of the encoders.
         workers: processes that decode.
         cache: folder of prepared pictures.
+        frames: most frames of a clip; the adapter's own when None, as the next two.
+        sampling: which frames of a clip.
+        pooling: how frames meet a text; the frozen model is measured with the same.
 
     Raises:
         UserError: anything wrong with data, adapter, backbone or protocol.
@@ -105,20 +123,31 @@ def run_evaluation(
             fix="choose another split, or add data",
         )
     model = backbones.load(source)
-    held_out = open_split(model, rows, split, ledger=ledger, workers=workers, cache=cache)
-    measure = HeldOut(model, held_out.manifest, held_out.pixels, choose_precision(precision, "cpu"))
+    wanted = {"frames": frames, "sampling": sampling, "pooling": pooling}
+    video = resolve_task(_video_job(data, job, wanted), manifest)
+    opening: dict[str, Any] = {"ledger": ledger, "cache": cache, "workers": workers}
+    probe = None
+    if video.task == VIDEO_TASK:
+        opening |= {"frames": video.frames, "sampling": video.sampling}
+        probe = open_probe(manifest, model, **opening)
+    held_out = open_split(model, rows, split, **opening)
+    measure = Measure(
+        model, held_out, choose_precision(precision, "cpu"), video_config(video), probe
+    )
     if adapter is not None:
         load_adapter(model, adapter)
     with frozen(model):
-        before = _measured(measure, model, protocol)
-    after = _measured(measure, model, protocol) if adapter is not None else None
-    facts = {
+        before = measure(model, protocol)
+    after = measure(model, protocol) if adapter is not None else None
+    facts: dict[str, Any] = {
         "data": data,
         "split": split,
         "protocol": protocol,
         "backbone": source,
         "adapter": str(adapter) if adapter is not None else None,
     }
+    if video.task == VIDEO_TASK:
+        facts |= {name: getattr(video, name) for name in wanted}
     return Evaluation(
         held_out, before, after, ledger, facts, tuple(_notes(record, manifest, split))
     )
@@ -132,23 +161,21 @@ def open_split(
     ledger: Ledger,
     workers: int | None = None,
     cache: Path | None = None,
+    **sampling: Any,
 ) -> Split:
-    """Decode the pictures of some rows; those that cannot be read go to the ledger."""
-    store = open_pixels(
-        rows.items,
-        backbone.preprocess.pixels,
-        key=preprocess_key(backbone),
-        cache=cache,
-        workers=workers,
-        ledger=ledger,
-    )
+    """Decode the pictures or clips of some rows; those that cannot be read go to the ledger."""
+    store = open_store(rows, backbone, ledger=ledger, cache=cache, workers=workers, **sampling)
     readable = rows.without(store.unreadable)
-    return Split(name, readable, View(store, store.positions(readable.items)))
+    return Split(name, readable, view_of(store, readable.items))
 
 
-def _measured(measure: HeldOut, model: HFBackbone, protocol: str) -> Measured:
-    images, texts = measure.encode(model)
-    return Measured(measure.score(images, texts, protocol), images, texts)
+def _video_job(data: str, trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> TrainJob:
+    """How clips were looked at in training, with what is asked for here instead."""
+    options = dict(trained.get("task_options") or {}) if trained.get("frames") else {}
+    names = [f.name for f in fields(VideoRetrievalConfig)]
+    said: dict[str, Any] = {k: trained.get(k) if v is None else v for k, v in wanted.items()}
+    kept = {name: value for name, value in options.items() if name in names}
+    return TrainJob(data=data, task_options=kept, **said)
 
 
 def _run_record(adapter: Path | None) -> dict[str, Any]:

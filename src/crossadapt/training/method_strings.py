@@ -13,7 +13,16 @@ from crossadapt.backbones.hf import HFBackbone
 from crossadapt.errors import UserError, did_you_mean
 
 # Training settings that a method string may carry beside the method's own options.
-SETTINGS = ("lr", "epochs", "batch_size", "weight_decay", "warmup", "optimiser", "preset")
+SETTINGS = (
+    "lr",
+    "epochs",
+    "batch_size",
+    "weight_decay",
+    "warmup",
+    "optimiser",
+    "preset",
+    "pooling",
+)
 
 
 @dataclass(frozen=True)

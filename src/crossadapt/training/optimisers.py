@@ -69,15 +69,30 @@ class BertAdam(Optimizer):
         return loss
 
 
-def make_optimiser(trained: Mapping[str, Parameter], recipe: Recipe) -> Optimizer:
-    """Two groups: matrices are decayed; biases, gains and scalars (at most one axis) are not."""
-    matrices = [p for p in trained.values() if p.ndim > 1]
-    vectors = [p for p in trained.values() if p.ndim <= 1]
+def make_optimiser(
+    trained: Mapping[str, Parameter], recipe: Recipe, lr_scales: Mapping[str, float] | None = None
+) -> Optimizer:
+    """Two groups: matrices are decayed; biases, gains and scalars (at most one axis) are not.
+
+    Tensors named in `lr_scales` form groups of their own, whose learning rate is that share of the
+    others'.
+    """
+    scales = lr_scales or {}
+    sorted_in: dict[tuple[bool, float], list[Parameter]] = {}
+    for scale in dict.fromkeys([1.0, *scales.values()]):
+        sorted_in |= {(True, scale): [], (False, scale): []}
+    for name, p in trained.items():
+        sorted_in[p.ndim > 1, scales.get(name, 1.0)].append(p)
     groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {
+            "params": tensors,
+            "weight_decay": recipe.weight_decay if matrices else 0.0,
+            "lr": scale * recipe.lr,
+            "lr_scale": scale,
+        }
+        for (matrices, scale), tensors in sorted_in.items()
+        if tensors
     ]
-    groups = [group for group in groups if group["params"]]
     if recipe.optimiser == "bert-adam":
         return BertAdam(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
@@ -95,6 +110,6 @@ def multiplier(step: int, total: int, warmup: float) -> float:
 
 
 def set_learning_rate(optimiser: Optimizer, lr: float) -> None:
-    """Give every group the same learning rate."""
+    """Give every group this learning rate, or the group's share of it."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crossadapt.data import DuplicateReport, Unreadable, decode
 from crossadapt.evaluation.charts import Curve
-from crossadapt.evaluation.examples import Example, retrieve_examples
+from crossadapt.evaluation.examples import Example, choose_examples, retrieve_examples
 from crossadapt.evaluation.report import Report, write_report
 from crossadapt.training.events import read_events
 from crossadapt.training.job import TrainJob
 from crossadapt.training.measure import Evaluation
 from crossadapt.training.run import Measured, RunResult, versions
-from crossadapt.training.splits import Split
+from crossadapt.training.splits import ClipView, Split
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +39,7 @@ def report_run(job: TrainJob, result: RunResult) -> Path:
             "training": f"{fit.seconds:,.0f} s, {fit.step:,} steps",
             "peak memory": f"{fit.peak_memory:,.0f} MiB",
             "ended": fit.status,
+            **_probe_fact(result.before, result.after),
         },
         curves=_curves(result.folder / "events.jsonl"),
         ledger=[asdict(entry) for entry in result.ledger],
@@ -52,6 +56,7 @@ def report_evaluation(found: Evaluation, path: Path) -> Path:
     report = Report(
         title=f"{Path(str(found.facts['data'])).name}, split {found.facts['split']}",
         subtitle=f"backbone {found.facts['backbone']}",
+        facts=_probe_fact(found.frozen, found.adapted),
         ledger=[asdict(entry) for entry in found.ledger],
         config=found.facts,
         versions=versions(),
@@ -74,12 +79,23 @@ def _measured(
     report.before, report.after = before.result, after.result
     items = split.manifest.items
     report.examples = _examples(split, before, after)
-    report.thumbnails = _thumbnails(items)
+    clips = split.pixels if isinstance(split.pixels, ClipView) else None
+    report.thumbnails = _thumbnails(items) if clips is None else _middle_frames(clips)
     report.image_names = [Path(item).name for item in items]
 
 
 def _examples(split: Split, before: Measured, after: Measured) -> list[Example]:
     rows = split.manifest
+    if before.scores is not None and after.scores is not None:
+        everything = np.arange(len(rows.items))
+        ranks, scores = [], []
+        for measured in (before, after):
+            details = measured.result.details or {}
+            ranks.append(details["text_to_image"].ranks.average)
+            scores.append(partial(_scores_of, measured.scores, everything))
+        return choose_examples(
+            (ranks[0], ranks[1]), (scores[0], scores[1]), rows.item_groups, rows.groups, rows.texts
+        )
     return retrieve_examples(
         (before.images, before.texts),
         (after.images, after.texts),
@@ -87,6 +103,32 @@ def _examples(split: Split, before: Measured, after: Measured) -> list[Example]:
         rows.groups,
         rows.texts,
     )
+
+
+def _scores_of(scores: Any, items: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return scores(rows, items)
+
+
+def _probe_fact(before: Measured | None, after: Measured | None) -> dict[str, str]:
+    """The order probe as a short fact; nothing without one."""
+    there = {"zero-shot": before, "adapted": after}
+    said = [
+        f"{name} {measured.probe.format()}"
+        for name, measured in there.items()
+        if measured is not None and measured.probe is not None
+    ]
+    return {"order probe (chance 50 %)": ", ".join(said)} if said else {}
+
+
+def _middle_frames(clips: ClipView) -> Callable[[int], Image.Image]:
+    def fetch(row: int) -> Image.Image:
+        from PIL import Image
+
+        pixels, mask = clips[row]
+        middle = pixels[(int(mask.sum()) - 1) // 2]
+        return Image.fromarray(middle.transpose(1, 2, 0).copy())
+
+    return fetch
 
 
 def _thumbnails(items: Sequence[str]) -> Callable[[int], Image.Image]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from crossadapt import backbones
 from crossadapt.adapters.attach import attach, frozen
@@ -24,28 +23,27 @@ from crossadapt.backbones.hf import HFBackbone
 from crossadapt.backbones.precision import Precision, choose_precision
 from crossadapt.data import DuplicateReport, Ledger, read_manifest
 from crossadapt.errors import UserError, did_you_mean
-from crossadapt.evaluation.metrics import RetrievalResult
 from crossadapt.files import write_file
 from crossadapt.tasks.base import Task, TaskSetup
-from crossadapt.tasks.retrieval import HeldOut
 from crossadapt.training.card import make_card
 from crossadapt.training.config import Recipe
 from crossadapt.training.events import reset_peak_memory
+from crossadapt.training.heldout import (
+    VIDEO_TASK,
+    Measure,
+    Measured,
+    open_probe,
+    probe_record,
+    resolve_task,
+    task_chosen,
+    video_config,
+)
 from crossadapt.training.job import TrainJob
 from crossadapt.training.loop import FitResult, fit
 from crossadapt.training.record import plain, to_json, versions
 from crossadapt.training.splits import Split, Splits, open_splits
 
 RESULTS_FILE = "results.json"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model on the held-out split: the result and the features it came from."""
-
-    result: RetrievalResult
-    images: Tensor
-    texts: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,15 @@ def run_training(job: TrainJob) -> RunResult:
             split_seed=job.split_seed,
             ledger=ledger,
         )
+        chosen, job = job.task, resolve_task(job, manifest)
         backbone = load_backbone(job, manifest.select("train").texts)
-        splits = open_splits(
-            manifest, backbone, ledger=ledger, cache=job.cache, workers=job.workers
-        )
+        opening: dict[str, Any] = {"ledger": ledger, "cache": job.cache, "workers": job.workers}
+        if job.task == VIDEO_TASK:
+            opening |= {"frames": job.frames, "sampling": job.sampling}
+        splits = open_splits(manifest, backbone, **opening)
     if accelerator.is_main_process and not job.quiet:
-        _tell(manifest.summary(), ledger.render(), _leaks(splits.duplicates))
+        videos = task_chosen(job) if chosen == "auto" else ""
+        _tell(manifest.summary(), videos, ledger.render(), _leaks(splits.duplicates))
     backbone.to(device)
     backbone.use_attention(job.attention)
     config = method_config(job)
@@ -115,6 +116,8 @@ def run_training(job: TrainJob) -> RunResult:
         "task_options": dict(job.task_options),
         "objective": job.objective,
     }
+    if job.task == VIDEO_TASK:
+        identity |= {"frames": job.frames, "sampling": job.sampling}
     trained = fit(
         backbone,
         task,
@@ -132,10 +135,11 @@ def run_training(job: TrainJob) -> RunResult:
     held_out = splits.test or splits.val
     before = after = None
     if held_out is not None:
-        measure = HeldOut(backbone, held_out.manifest, held_out.pixels, precision)
+        probe = open_probe(manifest, backbone, **opening) if job.task == VIDEO_TASK else None
+        measure = Measure(backbone, held_out, precision, video_config(job), probe)
         with frozen(backbone):
-            before = _measure(measure, backbone, job.protocol)
-        after = _measure(measure, backbone, job.protocol)
+            before = measure(backbone, job.protocol)
+        after = measure(backbone, job.protocol)
     total = sum(p.numel() for p in backbone.model.parameters())
     record = {
         "job": plain(job),
@@ -153,6 +157,7 @@ def run_training(job: TrainJob) -> RunResult:
         "fit": asdict(trained),
         "before": before.result.to_dict() if before is not None else None,
         "after": after.result.to_dict() if after is not None else None,
+        "order_probe": probe_record(before, after),
         "precision": precision.name,
         "device": str(device),
         "processes": accelerator.num_processes,
@@ -230,11 +235,6 @@ def _leaks(found: DuplicateReport) -> str:
     )
 
 
-def _measure(held_out: HeldOut, backbone: HFBackbone, protocol: str) -> Measured:
-    images, texts = held_out.encode(backbone)
-    return Measured(held_out.score(images, texts, protocol), images, texts)
-
-
 def _check_output(job: TrainJob, output: Path) -> None:
     """Refuse to mix two runs in one folder."""
     if output.exists() and not output.is_dir():
@@ -280,7 +280,7 @@ def _save(job: TrainJob, result: RunResult, backbone: HFBackbone) -> None:
         save_adapter(
             backbone, "default", result.folder, card=card, run=json.loads(to_json(result.record))
         )
-    ranks = {
+    ranks: dict[str, Any] = {
         name: measured.result.to_dict(ranks=True)
         for name, measured in (("before", result.before), ("after", result.after))
         if measured is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,8 @@ from crossadapt.data import (
     find_duplicates,
     open_pixels,
 )
+from crossadapt.data.frame_store import FrameStore, Posters
+from crossadapt.data.frames import manifest_spans, open_frames
 from crossadapt.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,13 +40,35 @@ class View:
         return self.store[int(self.places[index])]
 
 
+class ClipView:
+    """Some clips of a store, renumbered from 0: the frames of one split.
+
+    Attributes:
+        frames: F, the number of frame slots of every clip.
+    """
+
+    def __init__(self, store: FrameStore, places: np.ndarray) -> None:
+        self.store, self.places, self.frames = store, places, store.frames
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Clip `index`: uint8 (F, 3, H, W) and its mask, bool (F,)."""
+        return self.store[int(self.places[index])]
+
+
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split and the pixels of its items, ``pixels[i]`` belonging to ``items[i]``."""
+    """Rows of one split and the pixels of its items, ``pixels[i]`` belonging to ``items[i]``.
+
+    `pixels` is a `ClipView` when the data hold videos, and a still picture then a clip of one
+    frame.
+    """
 
     name: str
     manifest: Manifest
-    pixels: View
+    pixels: View | ClipView
 
 
 @dataclass(frozen=True)
@@ -64,19 +89,23 @@ def open_splits(
     ledger: Ledger,
     cache: Path | Literal[False] | None = None,
     workers: int | None = None,
+    frames: int = 12,
+    sampling: str = "1fps",
 ) -> Splits:
     """Decode every picture once and hand out the splits without those that cannot be read.
 
+    Args:
+        manifest: with a split ``train``.
+        backbone: prepares the pictures.
+        ledger: receives what cannot be read.
+        cache: folder of prepared pictures; None for the user's; False for none.
+        workers: decoding processes.
+        frames: frames per clip when there are videos.
+        sampling: which frames, one of `crossadapt.data.frame_choice.SAMPLINGS`.
+
     Raises:
-        UserError: no training split, videos among the items, or no readable picture.
+        UserError: no training split, or no readable picture.
     """
-    videos = manifest.table.column("kind").to_pylist().count("video")
-    if videos:
-        raise UserError(
-            f"{videos} rows are videos, which this task does not read",
-            where=manifest.source,
-            fix="leave them out, or extract one picture of each",
-        )
     names = [name for name in ("train", "val", "test") if name in manifest.split_sizes]
     if "train" not in names:
         raise UserError(
@@ -85,14 +114,16 @@ def open_splits(
             fix="name one of the splits 'train', or remove the split column",
         )
     parts = {name: manifest.select(name) for name in names}
-    items = [item for part in parts.values() for item in part.items]
-    store = open_pixels(
-        items,
-        backbone.preprocess.pixels,
-        key=preprocess_key(backbone),
+    column = np.asarray(manifest.table.column("split").to_pylist(), dtype=object)
+    used = manifest.take(np.flatnonzero(np.isin(column, names)))
+    store = open_store(
+        used,
+        backbone,
+        ledger=ledger,
         cache=cache,
         workers=workers,
-        ledger=ledger,
+        frames=frames,
+        sampling=sampling,
     )
     splits = {name: _split(name, part, store) for name, part in parts.items()}
     train = splits["train"]
@@ -102,10 +133,51 @@ def open_splits(
             where=manifest.source,
             fix=ledger.render() or "check the paths",
         )
-    column = np.asarray(manifest.table.column("split").to_pylist(), dtype=object)
-    used = manifest.take(np.flatnonzero(np.isin(column, names)))
-    duplicates = find_duplicates(used, store=store)
+    pictures = Posters(store) if isinstance(store, FrameStore) else store
+    duplicates = find_duplicates(used, store=pictures)
     return Splits(train, splits.get("val"), splits.get("test"), duplicates)
+
+
+def open_store(
+    manifest: Manifest,
+    backbone: Backbone,
+    *,
+    ledger: Ledger,
+    cache: Path | Literal[False] | None = None,
+    workers: int | None = None,
+    frames: int = 12,
+    sampling: str = "1fps",
+) -> PixelStore | FrameStore:
+    """The prepared pictures of a manifest's items, or frames when any of them is a video.
+
+    Args and errors as `open_splits`.
+    """
+    if "video" not in manifest.table.column("kind").to_pylist():
+        return open_pixels(
+            manifest.items,
+            backbone.preprocess.pixels,
+            key=preprocess_key(backbone),
+            cache=cache,
+            workers=workers,
+            ledger=ledger,
+        )
+    return open_frames(
+        manifest.items,
+        backbone.preprocess.pixels,
+        key=preprocess_key(backbone),
+        frames=frames,
+        sampling=sampling,
+        cache=cache,
+        workers=workers,
+        ledger=ledger,
+        spans=manifest_spans(manifest),
+    )
+
+
+def view_of(store: PixelStore | FrameStore, items: Sequence[str]) -> View | ClipView:
+    """The given items of a store, in that order."""
+    places = store.positions(items)
+    return ClipView(store, places) if isinstance(store, FrameStore) else View(store, places)
 
 
 def preprocess_key(backbone: Backbone) -> str:
@@ -115,10 +187,10 @@ def preprocess_key(backbone: Backbone) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
 
 
-def _split(name: str, manifest: Manifest, store: PixelStore) -> Split | None:
+def _split(name: str, manifest: Manifest, store: PixelStore | FrameStore) -> Split | None:
     """The readable part of a split; None when nothing is left."""
     gone = [item for item in manifest.items if item in store.unreadable]
     if len(gone) == len(manifest.items):
         return None
     readable = manifest.without(gone)
-    return Split(name, readable, View(store, store.positions(readable.items)))
+    return Split(name, readable, view_of(store, readable.items))

@@ -25,12 +25,14 @@ def judge(progress: Progress, scores: Mapping[str, float], headline: str, recipe
         progress.best_step = progress.step
         return True
     score = scores[headline]
-    improved = not progress.best or score > progress.best[headline]
+    climbing = bool(progress.best) and score > progress.best[headline]
+    improved = climbing or not progress.best
     if improved:
         progress.best, progress.best_step, progress.stale = dict(scores), progress.step, 0
     else:
         progress.stale += 1
-    worse = bool(progress.zero_shot) and score < progress.zero_shot[headline]
+    # A method that starts below the frozen model (prompts do) may climb in peace.
+    worse = not climbing and bool(progress.zero_shot) and score < progress.zero_shot[headline]
     progress.below = progress.below + 1 if worse else 0
     if recipe.guard and progress.below >= recipe.guard:
         progress.status = "below-zero-shot"

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from crossadapt.adapters.attach import attached
+from crossadapt.adapters.companion import companion
+from crossadapt.errors import UserError
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
@@ -21,6 +23,20 @@ if TYPE_CHECKING:
 
 MAX_LOGIT_SCALE = math.log(100)
 """CLIP's ceiling on a trained logit scale."""
+
+
+def refuse_idle_companion(backbone: Backbone, task: Task) -> None:
+    """Refuse a task that would leave a part of the adapter untrained without saying so.
+
+    Raises:
+        UserError: the active adapter has a companion, and the task does not call it.
+    """
+    if companion(backbone) is not None and not getattr(task, "calls_companion", False):
+        raise UserError(
+            f"the task {task.name} does not call the part of this method that scores pairs",
+            where="task",
+            fix="use the task retrieval, or another method (maple has the same prompts)",
+        )
 
 
 def device_of(backbone: Backbone) -> torch.device:

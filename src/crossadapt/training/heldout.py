@@ -1,0 +1,184 @@
+"""Measuring one split of pictures or clips, frozen and adapted, with the head of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from crossadapt.data import Ledger, Manifest
+from crossadapt.errors import UserError
+from crossadapt.evaluation.metrics import RetrievalResult
+from crossadapt.evaluation.order_probe import ProbeResult, complete_pairs, probe_rows
+from crossadapt.evaluation.protocols import Scores
+from crossadapt.tasks.base import read_options
+from crossadapt.tasks.clips import ClipFeatures, as_clips
+from crossadapt.tasks.retrieval import HeldOut
+from crossadapt.tasks.video_retrieval import HeldOutClips, VideoRetrievalConfig
+from crossadapt.training.job import TrainJob
+from crossadapt.training.splits import ClipView, Split, open_store, view_of
+
+if TYPE_CHECKING:
+    from crossadapt.backbones.hf import HFBackbone
+    from crossadapt.backbones.precision import Precision
+
+FRAMES, SAMPLING = 12, "segments"
+"""How clips are sampled unless a job says otherwise."""
+VIDEO_TASK = "video_retrieval"
+_VIDEO_ONLY = ("frames", "sampling", "pooling")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on the held-out split: the result and the features it came from.
+
+    `images` are the features of pictures, or of all frames of clips. `scores` gives the scores of
+    some texts with some clips (None for pictures: cosines); `probe` is the order probe, when the
+    data has one.
+    """
+
+    result: RetrievalResult
+    images: Tensor | ClipFeatures
+    texts: Tensor
+    scores: Scores | None = None
+    probe: ProbeResult | None = None
+
+
+class Measure:
+    """What measures a backbone on a split: `measure(backbone, protocol)` as often as you like.
+
+    Args:
+        backbone: its tokenizer is used once, here.
+        split: rows with their pictures or clips.
+        precision: of the encoders.
+        config: how frames meet texts; None for pictures.
+        probe: rows and clips of the order probe.
+    """
+
+    def __init__(
+        self,
+        backbone: HFBackbone,
+        split: Split,
+        precision: Precision,
+        config: VideoRetrievalConfig | None = None,
+        probe: Split | None = None,
+    ) -> None:
+        self.held_out: HeldOut | HeldOutClips
+        self.probe: HeldOutClips | None = None
+        if isinstance(split.pixels, ClipView) or config is not None:
+            head = (config or VideoRetrievalConfig()).head()
+            pixels = as_clips(split.pixels)
+            self.held_out = HeldOutClips(backbone, split.manifest, pixels, head, precision)
+            if probe is not None:
+                pixels = as_clips(probe.pixels)
+                self.probe = HeldOutClips(backbone, probe.manifest, pixels, head, precision)
+        else:
+            self.held_out = HeldOut(backbone, split.manifest, split.pixels, precision)
+
+    def __call__(self, backbone: HFBackbone, protocol: str) -> Measured:
+        """Score the backbone with whatever adapter is active."""
+        if isinstance(self.held_out, HeldOut):
+            images, texts = self.held_out.encode(backbone)
+            return Measured(self.held_out.score(images, texts, protocol), images, texts)
+        clips, texts = self.held_out.encode(backbone)
+        probe = None
+        if self.probe is not None:
+            probed, said = self.probe.encode(backbone)
+            probe = self.probe.probe(probed, said)
+        return Measured(
+            self.held_out.score(clips, texts, protocol),
+            clips,
+            texts,
+            self.held_out.scorer(clips, texts),
+            probe,
+        )
+
+
+def resolve_task(job: TrainJob, manifest: Manifest) -> TrainJob:
+    """The job with its task, and with clip settings in place when it is about clips.
+
+    `auto` becomes video retrieval when any item is a video, else retrieval.
+
+    Raises:
+        UserError: clip settings for a task that takes pictures.
+    """
+    task = job.task.replace("-", "_")
+    if task == "auto":
+        task = VIDEO_TASK if has_videos(manifest) else "retrieval"
+    if task == VIDEO_TASK:
+        options = dict(job.task_options)
+        if job.pooling is not None:
+            options["pooling"] = job.pooling
+        return replace(
+            job,
+            task=task,
+            task_options=options,
+            frames=job.frames or FRAMES,
+            sampling=job.sampling or SAMPLING,
+            pooling=options.get("pooling", VideoRetrievalConfig.pooling),
+        )
+    for name in _VIDEO_ONLY:
+        if getattr(job, name) is not None:
+            raise UserError(
+                f"{name} is for videos, and the task {task} takes pictures",
+                where=name,
+                fix=f"leave {name} out, or give --task video-retrieval",
+            )
+    return replace(job, task=task)
+
+
+def has_videos(manifest: Manifest) -> bool:
+    """Whether any item is a video."""
+    return "video" in manifest.table.column("kind").to_pylist()
+
+
+def video_config(job: TrainJob) -> VideoRetrievalConfig | None:
+    """How a resolved job measures clips; None when its task takes pictures."""
+    if job.task != VIDEO_TASK:
+        return None
+    return read_options(VideoRetrievalConfig, job.task_options, "video-retrieval")
+
+
+def open_probe(
+    manifest: Manifest,
+    backbone: HFBackbone,
+    *,
+    ledger: Ledger,
+    cache: Path | Literal[False] | None = None,
+    workers: int | None = None,
+    frames: int | None = None,
+    sampling: str | None = None,
+) -> Split | None:
+    """The order probe of some data, its clips decoded; None when there is none.
+
+    Pairs of which a clip cannot be read are left out. Args as `splits.open_store`.
+    """
+    rows = probe_rows(manifest)
+    if rows is None:
+        return None
+    settings: dict[str, Any] = {"frames": frames or FRAMES, "sampling": sampling or SAMPLING}
+    store = open_store(rows, backbone, ledger=ledger, cache=cache, workers=workers, **settings)
+    readable = complete_pairs(rows.without(store.unreadable))
+    if readable is None:
+        return None
+    return Split("probe", readable, view_of(store, readable.items))
+
+
+def probe_record(before: Measured | None, after: Measured | None) -> dict[str, Any] | None:
+    """The order probe before and after, as plain JSON types; None when there was none."""
+    if before is None or before.probe is None:
+        return None
+    there = {"before": before, "after": after}
+    return {k: m.probe.to_dict() for k, m in there.items() if m is not None and m.probe is not None}
+
+
+def task_chosen(job: TrainJob) -> str:
+    """What was made of data with videos; nothing for pictures."""
+    if job.task != VIDEO_TASK:
+        return ""
+    return (
+        f"the data hold videos: task video-retrieval, up to {job.frames} frames a clip "
+        f"({job.sampling}), {job.pooling} pooling"
+    )
