@@ -43,7 +43,14 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # Libraries that only some parts may import, and those too slow for the start of the program.
-ONLY_IN = {"peft": {"integrations"}, "tyro": {"cli"}, "matplotlib": {"evaluation"}}
+ONLY_IN = {
+    "peft": {"integrations"},
+    "tyro": {"cli"},
+    "matplotlib": {"evaluation"},
+    "lancedb": {"search"},
+    "fastapi": {"search"},
+    "av": {"data"},
+}
 HEAVY = {"torch", "transformers", "numpy", "pyarrow", "accelerate", "PIL", "peft", "matplotlib"}
 LIGHT_FILES = {"__init__.py", "errors.py", "cli/__init__.py", "cli/main.py"}
 

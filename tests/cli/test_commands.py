@@ -229,8 +229,17 @@ class TestDemo:
 
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(training, "read_manifest", few)
+        monkeypatch.setattr("crossadapt.data.read_manifest", few)
         assert main(["demo", "--smoke"]) == 0
         out = capsys.readouterr().out
+        assert "crossadapt serve openmoji --store runs/demo/collections" in out
+        from crossadapt.search.collection import Collections
+
+        made = Collections("runs/demo/collections").open("openmoji")
+        assert made.card.view_names == ("frozen", "adapted")
+        assert {row["attr_split"] for row in made.scan(["attr_split"]).__next__().to_pylist()} == {
+            "test"
+        }
         assert "zero-shot" in out
         assert "adapted" in out
         assert Path("runs/demo/report.html").is_file()

@@ -82,14 +82,20 @@ def run(options: CompareOptions) -> int:
 
 
 def _print(found: Any, paths: dict[str, Path]) -> None:
-    shown = ("text_to_image.r1", "text_to_image.r10", "image_to_text.r1")
+    shown = {
+        "t→i R@1": "text_to_image.r1",
+        "t→i R@10": "text_to_image.r10",
+        "i→t R@1": "image_to_text.r1",
+        "order probe": "order_probe",
+    }
+    shown = {label: name for label, name in shown.items() if name in found.metrics}
     rows = []
     for row in found.rows:
         costs = [row.cost("seconds"), row.cost("peak_memory_mb")]
         rows.append(
             [
                 row.method,
-                *(row.interval(metric).format() for metric in shown),
+                *(row.interval(metric).format() for metric in shown.values()),
                 f"{row.trained:,}",
                 f"{row.share:.2%}",
                 *("" if cost is None else f"{cost:,.0f}" for cost in costs),
@@ -97,7 +103,7 @@ def _print(found: Any, paths: dict[str, Path]) -> None:
         )
     table(
         f"{found.title}, protocol {found.protocol}; mean over seeds [95 % t interval]",
-        ["method", "t→i R@1", "t→i R@10", "i→t R@1", "trained", "share", "seconds", "MiB"],
+        ["method", *shown, "trained", "share", "seconds", "MiB"],
         rows,
     )
     for note in found.notes:

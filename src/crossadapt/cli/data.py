@@ -1,11 +1,11 @@
-"""``crossadapt data``: make the built-in data set, or look at a folder before training."""
+"""``crossadapt data``: make the built-in data sets, or look at a folder before training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -26,6 +26,22 @@ class OpenmojiOptions:
 
 
 @dataclass(frozen=True)
+class ClipsOptions:
+    """Generate short videos of OpenMoji pictures that move, with captions, masks and facts.
+
+    The folder can be given to --data like any other. Its split `probe` holds pairs of clips that
+    run backwards into each other.
+    """
+
+    output: Path = Path("clips")
+    """Folder to make; it must not exist yet, or be empty."""
+    size: Literal["small", "standard"] = "small"
+    """small: 1,100 clips in about a minute; standard: 6,000."""
+    seed: int = 0
+    """Start of every random choice; the same seed gives the same files."""
+
+
+@dataclass(frozen=True)
 class InspectOptions:
     """Show what a data set holds: items, texts, splits, duplicates, leakage, broken files."""
 
@@ -39,15 +55,19 @@ class InspectOptions:
     """Print one JSON document instead of the tables."""
 
 
-SUBCOMMANDS: dict[str, type] = {"openmoji": OpenmojiOptions, "inspect": InspectOptions}
+SUBCOMMANDS: dict[str, type] = {
+    "openmoji": OpenmojiOptions,
+    "clips": ClipsOptions,
+    "inspect": InspectOptions,
+}
 
 
 def parse(args: Sequence[str]) -> Any:
     """Options of the named subcommand, or None when help was printed."""
     if not args:
-        raise UserError("data needs a subcommand", fix="openmoji or inspect")
+        raise UserError("data needs a subcommand", fix="openmoji, clips or inspect")
     if args[0] in ("-h", "--help"):
-        print("usage: crossadapt data {openmoji,inspect} [options]\n")
+        print("usage: crossadapt data {openmoji,clips,inspect} [options]\n")
         for name, options in SUBCOMMANDS.items():
             first = (options.__doc__ or "").splitlines()[0]
             print(f"  {name:<9} {first[0].lower()}{first[1:].rstrip('.')}")
@@ -64,7 +84,9 @@ def parse(args: Sequence[str]) -> Any:
 
 def run(options: Any) -> int:
     """Run the chosen subcommand."""
-    return _openmoji(options) if isinstance(options, OpenmojiOptions) else _inspect(options)
+    if isinstance(options, OpenmojiOptions):
+        return _openmoji(options)
+    return _clips(options) if isinstance(options, ClipsOptions) else _inspect(options)
 
 
 def _openmoji(options: OpenmojiOptions) -> int:
@@ -74,6 +96,15 @@ def _openmoji(options: OpenmojiOptions) -> int:
     folder = export(manifest, options.output)
     print(manifest.summary())
     print(f"wrote {folder}")
+    return 0
+
+
+def _clips(options: ClipsOptions) -> int:
+    from crossadapt.data.clips import make_clips
+
+    manifest = make_clips(options.output, options.size, options.seed)
+    print(manifest.summary())
+    print(f"wrote {options.output}")
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crossadapt.cli.options import parse as parse_options
-from crossadapt.cli.output import before_after, json_only
+from crossadapt.cli.output import before_after, json_only, order_probe
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class EvaluateOptions:
     """Processes that decode pictures; one per core when unset."""
     cache: Path | None = None
     """Folder of prepared pictures; the user's cache folder when unset."""
+    frames: int | None = None
+    """Videos: most frames taken of a clip; as the adapter was trained, or 12, when unset."""
+    sampling: Literal["segments", "1fps", "head", "tail"] | None = None
+    """Videos: which frames; as the adapter was trained, or segments, when unset."""
+    pooling: Literal["mean", "text-conditioned"] | None = None
+    """Videos: how frames meet a text; as the adapter was trained, or mean, when unset."""
     report: Path | None = None
     """Also write an HTML report to this file."""
     json: bool = False
@@ -69,6 +75,8 @@ def run(options: EvaluateOptions) -> int:
                 before_after(None, frozen, options.split)
             else:
                 before_after(frozen, found.adapted.result, options.split)
+            adapted = found.adapted.probe if found.adapted is not None else None
+            order_probe({"zero-shot": found.frozen.probe, "adapted": adapted})
         for line in (*found.notes, found.ledger.render()):
             if line:
                 print(line, file=sys.stderr)

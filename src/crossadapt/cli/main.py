@@ -24,6 +24,10 @@ COMMANDS = {
     "compare": "train several methods with several seeds: one table, one plot",
     "plan": "show what a method would insert where, and how much it would train",
     "data": "make the built-in data set, or inspect a folder before training",
+    "index": "embed a folder into a collection that can be searched",
+    "search": "find items of a collection by text, picture or both",
+    "serve": "the search page and HTTP API over collections",
+    "collection": "list, inspect, maintain, export and import collections",
 }
 
 DONE, USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 0, 1, 2, 130

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossadapt.evaluation.metrics import RetrievalResult
+    from crossadapt.evaluation.order_probe import ProbeResult
 
 
 @contextlib.contextmanager
@@ -46,6 +47,19 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         grid.add_row(*row)
     # Wider than any table of ours: the terminal wraps a long line, cut columns would lose numbers.
     Console(file=sys.stdout, highlight=False, width=400).print(grid)
+
+
+def order_probe(probes: Mapping[str, ProbeResult | None]) -> None:
+    """Print the order probe of some models, by name; nothing where there was none."""
+    rows = [[name, probe.format()] for name, probe in probes.items() if probe is not None]
+    if rows:
+        found = next(probe for probe in probes.values() if probe is not None)
+        title = f"order probe, {found.pairs:,} pairs of clips that differ in order alone: "
+        table(
+            f"{title}own caption wins, chance 50",
+            ["model", "% right"],
+            rows,
+        )
 
 
 def before_after(before: RetrievalResult | None, after: RetrievalResult, split: str) -> None:

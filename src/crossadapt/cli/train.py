@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from crossadapt.cli.options import changed, parse_with_method, with_recipe
-from crossadapt.cli.output import before_after
+from crossadapt.cli.output import before_after, order_probe
 from crossadapt.training.job import TrainJob
 
 Hidden = tyro.conf.SuppressFixed[Mapping[str, Any]]
@@ -61,6 +61,8 @@ def run(job: TrainJob) -> int:
         if result.after is not None and result.held_out is not None:
             before = result.before.result if result.before is not None else None
             before_after(before, result.after.result, result.held_out.name)
+            probe = result.before.probe if result.before is not None else None
+            order_probe({"zero-shot": probe, "adapted": result.after.probe})
         share = f"{result.record['share']:.2%} of the backbone"
         print(f"{result.record['trained']:,} trained parameters, {share}")
         if result.ledger.entries:

@@ -1,0 +1,119 @@
+"""Kill an indexing job at random moments, resume it, and compare with a run that was left alone.
+
+Renders pictures, indexes them once without interruption, then again with SIGKILL at random times
+until the job gets through, and prints one JSON document: whether ids and vectors agree, and what a
+further run still embeds.
+
+Usage: python bench/index_resume.py [--items 20000] [--kills 5] [--backbone pico-clip] [--seed 0]
+                                    [--workers 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from crossadapt.search.collection import Collections
+
+NAME = "rendered"
+
+
+def render(folder: Path, count: int) -> None:
+    """`count` different small pictures, a thousand in each subfolder."""
+    for seed in range(count):
+        chance = random.Random(seed)
+        colours = [tuple(chance.randrange(256) for _ in range(3)) for _ in range(3)]
+        image = Image.new("RGB", (96, 80), colours[0])
+        draw = ImageDraw.Draw(image)
+        for colour in colours[1:]:
+            x, y = chance.randrange(60), chance.randrange(50)
+            shape = chance.choice((draw.ellipse, draw.rectangle))
+            shape((x, y, x + chance.randrange(8, 36), y + chance.randrange(8, 30)), fill=colour)
+        place = folder / f"{seed // 1000:03d}"
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / f"{seed:06d}.png", compress_level=1)
+
+
+def command(pictures: Path, store: Path, options: argparse.Namespace) -> list[str]:
+    """The job as a user types it."""
+    words = [sys.executable, "-m", "crossadapt.cli.main", "index", str(pictures), "--json"]
+    words += ["--collection", NAME, "--store", str(store), "--backbone", options.backbone]
+    return [*words, "--workers", str(options.workers)]
+
+
+def rows(store: Path) -> tuple[list[str], np.ndarray]:
+    """Sorted ids (N,) and their vectors (N, D)."""
+    collection = Collections(str(store)).open(NAME)
+    ids: list[str] = []
+    parts = []
+    for batch in collection.scan(["id", "vector_frozen"]):
+        ids += batch.column("id").to_pylist()
+        flat = batch.column("vector_frozen").flatten().to_numpy(zero_copy_only=False)
+        parts.append(flat.reshape(batch.num_rows, -1))
+    order = np.argsort(ids)
+    return [ids[i] for i in order], np.concatenate(parts)[order]
+
+
+def finished(words: list[str]) -> dict:
+    """Run to the end; the job's own report."""
+    return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def main() -> int:
+    """Run the comparison; 1 when anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--backbone", default="pico-clip")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        render(folder / "in", options.items)
+        whole = command(folder / "in", folder / "whole", options)
+        first = finished(whole)
+        resumed = command(folder / "in", folder / "killed", options)
+        kills = []
+        for _ in range(options.kills):
+            process = subprocess.Popen(resumed, stdout=subprocess.DEVNULL)
+            time.sleep(chance.uniform(0.05, 0.28) * first["seconds"])
+            process.kill()
+            ended = process.wait()
+            stored = Collections(str(folder / "killed"))
+            known = len(stored.open(NAME)) if NAME in stored.names() else 0
+            kills.append({"exit": ended, "rows": known})
+            print(f"killed: {kills[-1]}", file=sys.stderr)
+        last = finished(resumed)
+        again = finished(resumed)
+        ids, vectors = rows(folder / "whole")
+        found, others = rows(folder / "killed")
+    same_ids = ids == found and len(set(found)) == len(found)
+    apart = float(np.abs(vectors - others).max()) if same_ids else float("nan")
+    document = {
+        "items": options.items,
+        "backbone": options.backbone,
+        "uninterrupted": {k: first[k] for k in ("rows", "embedded", "failed", "seconds")},
+        "items_per_second": round(first["embedded"] / first["seconds"], 1),
+        "kills": kills,
+        "last_run": {k: last[k] for k in ("already", "embedded", "rows", "seconds")},
+        "second_full_run": {k: again[k] for k in ("already", "embedded", "seconds")},
+        "same_ids": same_ids,
+        "largest_difference": apart,
+    }
+    print(json.dumps(document, indent=2))
+    return 0 if same_ids and apart <= 1e-6 and again["embedded"] == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Search: a collection against bare LanceDB, FAISS flat and FAISS HNSW, in one run.
+
+    python bench/search.py [--rows 200000] [--dim 512] [--queries 200] [--rounds 3]
+
+Clustered unit vectors, one attribute that 1 % of the rows pass. Every side answers the same
+queries, alternately. Recall is of the exact ten nearest, from one product with all rows; times are
+per query in milliseconds (p50, p95). *Exact* and *index* are one collection opened with the usual
+exact limit and with a limit of 0, so that the index is used. *Bare LanceDB* is a table with the
+index its documentation suggests (IVF_PQ, defaults) and the same filter. Needs faiss-cpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import lancedb
+import numpy as np
+import pyarrow as pa
+
+from crossadapt.search.card import Card
+from crossadapt.search.collection import Collections
+
+K = 10
+Answer = Callable[[np.ndarray], list[int]]
+
+
+def clustered(rows: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors around one random centre per 200 rows, float32 (rows, dim)."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((max(1, rows // 200), dim), np.float32)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    made = centres[random.integers(len(centres), size=rows)]
+    made += random.standard_normal((rows, dim), np.float32) * np.float32(0.7 / dim**0.5)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made
+
+
+def near(vectors: np.ndarray, count: int, seed: int = 1) -> np.ndarray:
+    """Queries: rows moved by half their length in a random direction, float32 (count, dim)."""
+    random = np.random.default_rng(seed)
+    noise = random.standard_normal((count, vectors.shape[1]), np.float32)
+    noise *= 0.5 / np.linalg.norm(noise, axis=1, keepdims=True)
+    made = vectors[random.choice(len(vectors), count, replace=False)] + noise
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def stored(folder: Path, vectors: np.ndarray, bucket: np.ndarray) -> tuple[Collections, Any]:
+    """The collection, with an index, and a bare LanceDB table of the same rows."""
+    home = Collections(folder / "ours", exact_limit=0)
+    card = Card("bench", vectors.shape[1], "synthetic", attributes={"bucket": "int"})
+    with home.create(card) as collection:
+        for start in range(0, len(vectors), 50_000):
+            part = vectors[start : start + 50_000]
+            ids = [f"{row:032x}" for row in range(start, start + len(part))]
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
+            chosen = bucket[start : start + len(part)]
+            columns = {"id": ids, "attr_bucket": chosen, "vector_frozen": flat}
+            collection.upsert(pa.table(columns))
+        collection.maintain(recall=0.95)
+        whole = pa.Table.from_batches(collection.scan(["id", "attr_bucket", "vector_frozen"]))
+    bare = lancedb.connect(folder / "bare").create_table("bench", whole)
+    bare.create_index("vector_frozen", config=lancedb.index.IvfPq(distance_type="dot"))
+    return home, bare
+
+
+def sides(
+    home: Collections, bare: Any, vectors: np.ndarray, bucket: np.ndarray
+) -> dict[str, dict[str, Answer]]:
+    """Question to side to the function that answers one query with row numbers."""
+    exact, index = Collections(home.uri).open("bench"), home.open("bench")
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    hnsw = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = 80, 128
+    hnsw.add(vectors)
+    chosen = faiss.IDSelectorBatch(np.flatnonzero(bucket == 0))
+    in_flat = faiss.SearchParameters(sel=chosen)
+    in_hnsw = faiss.SearchParametersHNSW(sel=chosen, efSearch=128)
+
+    def ours(collection: Any, filter: str) -> Answer:
+        return lambda query: [int(i, 16) for i in collection.search(query, K, filter=filter).ids]
+
+    def lance(where: str | None) -> Answer:
+        def answer(query: np.ndarray) -> list[int]:
+            search = bare.search(query, vector_column_name="vector_frozen").distance_type("dot")
+            search = search.where(where, prefilter=True) if where else search
+            rows = search.select(["id", "_distance"]).limit(K).to_arrow()
+            return [int(i, 16) for i in rows["id"].to_pylist()]
+
+        return answer
+
+    def theirs(searched: Any, params: Any = None) -> Answer:
+        return lambda query: searched.search(query[None], K, params=params)[1][0].tolist()
+
+    return {
+        "unfiltered": {
+            "ours, exact": ours(exact, ""),
+            "ours, index": ours(index, ""),
+            "bare LanceDB": lance(None),
+            "FAISS flat": theirs(flat),
+            "FAISS HNSW": theirs(hnsw),
+        },
+        "filter of 1 %": {
+            "ours, exact": ours(exact, "bucket = 0"),
+            "ours, index": ours(index, "bucket = 0"),
+            "bare LanceDB": lance("attr_bucket = 0"),
+            "FAISS flat": theirs(flat, in_flat),
+            "FAISS HNSW": theirs(hnsw, in_hnsw),
+        },
+    }
+
+
+def measure(
+    answers: dict[str, Answer], queries: np.ndarray, wanted: list[set[int]], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Recall and times of every side; each query goes to all sides in turn."""
+    times: dict[str, list[float]] = {name: [] for name in answers}
+    found: dict[str, list[float]] = {name: [] for name in answers}
+    for answer in answers.values():
+        for query in queries[:5]:
+            answer(query)  # warm-up
+    for _ in range(rounds):
+        for query, expected in zip(queries, wanted, strict=True):
+            for name, answer in answers.items():
+                start = time.perf_counter()
+                rows = answer(query)
+                times[name].append(1000 * (time.perf_counter() - start))
+                found[name].append(len(expected.intersection(rows)) / len(expected))
+    return {
+        name: {
+            "recall_at_10": round(float(np.mean(found[name])), 4),
+            "p50_ms": round(float(np.percentile(times[name], 50)), 2),
+            "p95_ms": round(float(np.percentile(times[name], 95)), 2),
+        }
+        for name in answers
+    }
+
+
+def batches(home: Collections, vectors: np.ndarray, queries: np.ndarray, rounds: int) -> Any:
+    """64 queries at once: the exact path beside the bare matrix product."""
+    exact, batch = Collections(home.uri).open("bench"), np.resize(queries, (64, vectors.shape[1]))
+    batch = np.ascontiguousarray(batch)
+    times: dict[str, list[float]] = {"ours, exact": [], "bare product": []}
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        exact.search(batch, K)
+        middle = time.perf_counter()
+        batch @ vectors.T
+        times["ours, exact"].append(middle - start)
+        times["bare product"].append(time.perf_counter() - middle)
+    medians = {name: float(np.median(values[1:])) for name, values in times.items()}
+    ratio = medians["ours, exact"] / medians["bare product"]
+    return {
+        **{f"{n}_ms": round(1000 * m, 1) for n, m in medians.items()},
+        "ratio": round(ratio, 2),
+    }
+
+
+def nearest(vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> list[set[int]]:
+    """The exact ten nearest of each query among `rows`, by one product."""
+    products = queries @ vectors[rows].T
+    return [set(rows[np.argpartition(-row, K)[:K]].tolist()) for row in products]
+
+
+def main() -> None:
+    """Build, ask, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    vectors = clustered(arguments.rows, arguments.dim)
+    bucket = np.random.default_rng(2).integers(100, size=arguments.rows)
+    queries = near(vectors, arguments.queries)
+    everything, some = np.arange(arguments.rows), np.flatnonzero(bucket == 0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CROSSADAPT_CACHE"] = str(Path(folder) / "cache")
+        start = time.perf_counter()
+        home, bare = stored(Path(folder), vectors, bucket)
+        built = time.perf_counter() - start
+        asked = sides(home, bare, vectors, bucket)
+        wanted = {
+            "unfiltered": nearest(vectors, queries, everything),
+            "filter of 1 %": nearest(vectors, queries, some),
+        }
+        result = {
+            "rows": arguments.rows,
+            "dim": arguments.dim,
+            "queries": arguments.queries,
+            "rounds": arguments.rounds,
+            **{
+                question: measure(answers, queries, wanted[question], arguments.rounds)
+                for question, answers in asked.items()
+            },
+            "64 queries at once": batches(home, vectors, queries, arguments.rounds),
+            "index": home.open("bench").stats()["index_views"],
+            "build_seconds": round(built, 1),
+            "threads": os.cpu_count(),
+            "lancedb": lancedb.__version__,
+            "faiss": faiss.__version__,
+            "machine": platform.machine(),
+        }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Exact search: products of whole blocks of rows, and the best of each block.
+
+Scores are cosines, because every vector has unit length. With a strength s between 0 and 1 an item
+counts as the unit vector along ``(1 - s) frozen + s adapted``; its cosine with a query q follows
+from three products, without making that vector:
+
+    cos = ((1 - s) q·f + s q·a) / sqrt((1 - s)² + s² + 2 s (1 - s) f·a)
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+BLOCK = 8192
+"""Rows of one product for many queries: their scores stay in the processor's cache."""
+FEW_QUERIES = 6
+"""Up to so many, one pass over the rows per query is faster than a matrix product."""
+_PIECE = 8192
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a collection, in its order."""
+
+    start: int
+    """Number of the first row among those searched."""
+    vectors: np.ndarray
+    """float32 (B, D) of the view searched."""
+    frozen: np.ndarray | None = None
+    """float32 (B, D) without the adapter, where the strength asks for them."""
+    counted: np.ndarray | None = None
+    """bool (B,): the rows that may be found; all of them unless given."""
+
+
+def scores(queries: np.ndarray, block: Block, strength: float = 1.0) -> np.ndarray:
+    """Cosines, float32 (Q, B), of queries (Q, D) with the rows of a block."""
+    adapted = products(queries, block.vectors)
+    if block.frozen is None:
+        return adapted
+    agreement = np.einsum("bd,bd->b", block.frozen, block.vectors)
+    length = (1 - strength) ** 2 + strength**2 + 2 * strength * (1 - strength) * agreement
+    mixed = (1 - strength) * products(queries, block.frozen) + strength * adapted
+    # Opposite vectors at strength 0.5 leave nothing to point along: such an item matches nothing.
+    return np.divide(mixed, np.sqrt(np.maximum(length, 0)), out=np.zeros_like(mixed),
+                     where=length > 1e-12)  # fmt: skip
+
+
+def products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """``queries @ vectors.T``, float32 (Q, B), of (Q, D) and (B, D).
+
+    A product with few columns is bound by reading `vectors`; BLAS reads them at half the speed of
+    plain dot products here, so these are taken, by several threads.
+    """
+    if len(queries) > FEW_QUERIES:
+        return queries @ vectors.T
+    pieces = [vectors[at : at + _PIECE] for at in range(0, len(vectors), _PIECE)]
+    work = functools.partial(_dots, queries)
+    found = list(_threads(os.getpid()).map(work, pieces)) if len(pieces) > 1 else map(work, pieces)
+    return np.concatenate([np.empty((len(queries), 0), np.float32), *found], axis=1)
+
+
+def _dots(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    vecdot: Any = getattr(np, "vecdot", None)  # since numpy 2
+    if vecdot is not None:
+        return np.stack([vecdot(vectors, query) for query in queries])
+    return np.stack([np.einsum("bd,d->b", vectors, query) for query in queries])
+
+
+@functools.cache
+def _threads(_process: int) -> ThreadPoolExecutor:
+    """The threads of this process; a forked one does not inherit them."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    count = int(limit) if limit.isdigit() and int(limit) else os.cpu_count() or 1
+    return ThreadPoolExecutor(min(count, 8), thread_name_prefix="crossadapt-search")
+
+
+def blocks(
+    vectors: np.ndarray, frozen: np.ndarray | None, rows: np.ndarray | None, size: int
+) -> Iterator[Block]:
+    """`vectors` (N, D), or only the given `rows` (P,) of them, in blocks of `size` rows."""
+    count = len(vectors) if rows is None else len(rows)
+    for start in range(0, count, size):
+        chosen = slice(start, start + size) if rows is None else rows[start : start + size]
+        yield Block(start, vectors[chosen], None if frozen is None else frozen[chosen])
+
+
+def masked(parts: Iterable[Block], rows: np.ndarray, count: int) -> Iterator[Block]:
+    """Blocks of all `count` rows in which only the given `rows` (P,) may be found.
+
+    Faster than copying these rows out when they are many.
+    """
+    counted = np.zeros(count, bool)
+    counted[rows] = True
+    for block in parts:
+        yield replace(block, counted=counted[block.start : block.start + len(block.vectors)])
+
+
+def top(
+    queries: np.ndarray, parts: Iterable[Block], k: int, strength: float = 1.0
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The best `k` rows of every query; equal scores in the order of the rows.
+
+    Args:
+        queries: float32 (Q, D).
+        parts: the rows, in order.
+        k: at most so many; fewer when there are fewer rows.
+        strength: see the top of this file.
+
+    Returns:
+        Row numbers, int64 (<= k,), and scores, float32 (<= k,), of each query, best first.
+    """
+    count = len(queries)
+    rows = [np.empty(0, np.int64)] * count
+    best = [np.empty(0, np.float32)] * count
+    floor = np.full((count, 1), -np.inf, np.float32)
+    for block in parts:
+        found = scores(queries, block, strength)
+        if block.counted is not None:
+            found[:, ~block.counted] = -np.inf
+        # After the first block few rows beat a query's k-th best: one comparison, no sorting.
+        for query in np.flatnonzero((found > floor).any(axis=1)):
+            row = found[query]
+            better = np.flatnonzero(row > floor[query])
+            if len(better) > 4 * k:
+                better = _best(row, k)
+            values = np.concatenate([best[query], row[better]])
+            numbers = np.concatenate([rows[query], better + block.start])
+            keep = np.lexsort((numbers, -values))[:k]
+            best[query], rows[query] = values[keep], numbers[keep]
+            if len(keep) == k:
+                floor[query] = values[keep[-1]]
+    return rows, best
+
+
+def _best(row: np.ndarray, k: int) -> np.ndarray:
+    """Numbers of the `k` largest of a row, and of all that equal the smallest of them."""
+    if k >= len(row):
+        return np.flatnonzero(row > -np.inf)
+    least = np.partition(row, len(row) - k)[len(row) - k]
+    return np.flatnonzero((row >= least) & (row > -np.inf))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit length, float32; a zero row stays zero."""
+    vectors = np.asarray(vectors, np.float32)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(length, np.finfo(np.float32).tiny)

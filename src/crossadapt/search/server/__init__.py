@@ -1,0 +1,1 @@
+"""The HTTP server: search, items, thumbnails, files, collections, metrics, and the search page."""

@@ -1,0 +1,1 @@
+"""Engines that hold collections: the protocol, and LanceDB."""
