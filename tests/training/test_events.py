@@ -1,9 +1,10 @@
 import io
+import subprocess
+import sys
 
 from rich.console import Console
 
-from crossadapt.training import events as module
-from crossadapt.training.events import Display, Events, Meter, peak_memory, read_events
+from crossadapt.training.events import Display, Events, Meter, read_events
 
 
 def test_events_after_the_checkpoint_and_the_end_are_dropped(tmp_path):
@@ -45,7 +46,7 @@ def show(terminal: bool, quiet: bool = False) -> str:
 
 
 def test_plain_lines_when_not_a_terminal(monkeypatch):
-    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("crossadapt.training.events.PLAIN_SECONDS", 0.0)
     lines = show(terminal=False).splitlines()
     assert lines[0].startswith("step 1/3  loss 0.5000  lr 1.00e-03  42 pairs/s  0:00:00 left")
     assert lines[-1] == "epoch 1: well"
@@ -68,13 +69,26 @@ def test_the_meter_reports_a_thousand_times_at_most():
     assert meter.rate > 0
 
 
+_PEAKS = """
+from crossadapt.training.events import peak_memory, reset_peak_memory
+
+reset_peak_memory()
+before = peak_memory()
+ballast = bytearray(64 * 2**20)
+ballast[::4096] = b"x" * len(ballast[::4096])
+grown = peak_memory()
+del ballast
+reset_peak_memory()
+print(before, grown, peak_memory())
+"""
+
+
 def test_peak_memory_can_start_anew():
-    module.reset_peak_memory()
-    before = peak_memory()
-    ballast = bytearray(64 * 2**20)
-    ballast[::4096] = b"x" * len(ballast[::4096])
-    grown = peak_memory()
-    del ballast
-    module.reset_peak_memory()
+    # In a process of its own: where the system refuses to reset the peak (some sandboxes do), a
+    # long test process has had a larger one already.
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAKS], capture_output=True, text=True, check=True, timeout=120
+    )
+    before, grown, after = (float(word) for word in done.stdout.split())
     assert grown > before + 50
-    assert peak_memory() < grown + 1
+    assert after < grown + 1

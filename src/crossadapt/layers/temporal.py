@@ -127,15 +127,24 @@ class TemporalCalibration(nn.Module):
         shrink: FC1 gives ``d // shrink`` channels.
         outer: width of the tower, for the initial values.
         classes: whether frames have a class token beside the mean of their patches.
+        position_std: standard deviation of the initial position vectors. They are all that tells
+            the order of frames, and at first the order weighs no more than they do.
     """
 
     def __init__(
-        self, width: int, frames: int, heads: int, shrink: int, outer: int, classes: bool = True
+        self,
+        width: int,
+        frames: int,
+        heads: int,
+        shrink: int,
+        outer: int,
+        classes: bool = True,
+        position_std: float = 0.01,
     ) -> None:
         super().__init__()
         self.frames, self.classes = frames, classes
         self.clip = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.position = nn.Parameter(torch.randn((1 + classes) * frames + 1, width) * 0.01)
+        self.position = nn.Parameter(torch.randn((1 + classes) * frames + 1, width) * position_std)
         self.norm = nn.LayerNorm(width)
         self.transformer = SmallTransformer(width, heads, outer)
         self.summary = nn.Linear(width, width)

@@ -34,18 +34,19 @@ def searched() -> World:
     return world()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def address(searched: World) -> Iterator[str]:
     """A server that asks for nothing."""
     yield from _served(Collections(searched.store), Settings(port=0))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that asks for `TOKEN`, over ``plain``: 30 shapes, with the frozen view alone."""
+    """A server that asks for `TOKEN`, over 30 and 8 shapes with the frozen view alone."""
     folder = tmp_path_factory.mktemp("plain")
     home = Collections(folder / "store")
     make_collection(home, "plain", {}, folder / "pictures", 30)
+    make_collection(home, "second", {}, folder / "others", 8)
     yield from _served(home, Settings(port=0, token=TOKEN))
 
 
@@ -55,7 +56,7 @@ def _served(home: Collections, settings: Settings) -> Iterator[str]:
         yield where
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Chromium of the system, or the one that ``CROSSADAPT_CHROMIUM`` names."""
     chromium = Path(os.environ.get("CROSSADAPT_CHROMIUM", "/usr/bin/chromium"))
