@@ -57,6 +57,7 @@ check: $(STAMP_DEV)
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 	$(BIN)/python scripts/check_imports.py
 	$(BIN)/python scripts/check_docs.py
+	$(BIN)/python scripts/results_pages.py
 
 bench: $(STAMP_DEV)
 	@for script in $(or $(SCRIPTS),$(wildcard bench/*.py)); do \
