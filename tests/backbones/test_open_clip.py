@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import is_torchvision_available
 
+from crossadapt.adapters.attach import attach
+from crossadapt.adapters.merge import merge
 from crossadapt.adapters.registry import make_config
 from crossadapt.adapters.summary import summarise
 from crossadapt.backbones import load, open_clip_library, save_backbone, tiny
@@ -26,6 +28,7 @@ from crossadapt.backbones.open_clip_building import (
 )
 from crossadapt.backbones.open_clip_library import open_clip
 from crossadapt.errors import UserError
+from crossadapt.tasks.encode import training_features
 
 pytest.importorskip("ftfy", reason="open_clip is not installed")
 
@@ -245,6 +248,30 @@ def test_eager_attention_is_refused() -> None:
     assert load("tiny:open_clip", attention="sdpa").attention == {"vision": "sdpa", "text": "sdpa"}
     with pytest.raises(UserError, match="fusion"):
         tiny("open_clip").width("fusion")
+
+
+def test_token_drop_spares_the_class_token() -> None:
+    backbone = tiny("open_clip")
+    seen = []
+    block = backbone.model.visual.transformer.resblocks[0]
+    handle = block.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    noise = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    training_features(backbone, noise, token_drop=0.75)
+    training_features(backbone, noise)
+    handle.remove()
+    assert seen == [1 + 4, 1 + 16]
+
+
+def test_a_merged_adapter_is_the_model_itself(tmp_path) -> None:
+    backbone = tiny("open_clip")
+    adapter = attach(backbone, make_config("partial", {"layers": 1, "heads": True}))
+    with torch.no_grad():
+        for parameter in adapter.trained().values():
+            parameter.add_(0.1)
+        expected = backbone.encode_image(pixels())
+        merge(backbone)
+        save_backbone(backbone, tmp_path / "merged", dtype="float32")
+        assert torch.equal(load(str(tmp_path / "merged")).encode_image(pixels()), expected)
 
 
 # -- directories ----------------------------------------------------------------------------------

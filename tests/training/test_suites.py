@@ -103,6 +103,17 @@ def photos(tmp_path_factory):
     return folder
 
 
+def test_missing_data_of_a_later_part_is_found_before_anything_is_trained(
+    photos, tmp_path, monkeypatch
+) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(f"one:\n  data: {photos}\ntwo:\n  data: {tmp_path / 'nowhere'}\n")
+    monkeypatch.setattr(module, "compare", lambda *args, **options: pytest.fail("it trained"))
+    options = command.parse(["--suite", str(path), "--output", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="nowhere"):
+        command.run(options)
+
+
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
     """`compare` with runs that are played instead of trained: what each does, and a log of them."""

@@ -135,8 +135,23 @@ def run(options: CompareOptions | SuiteOptions) -> int:
         if isinstance(options, CompareOptions):
             show(_compare(options))
         else:
+            _check_data([each for _, each in options.parts])
             show({part.name: _compare(each, part) for part, each in options.parts})
     return 0
+
+
+def _check_data(parts: Sequence[CompareOptions]) -> None:
+    """Read the data of every part, so that none is found missing after hours of another."""
+    from crossadapt.data import Ledger, read_manifest
+
+    for each in parts:
+        read_manifest(
+            each.data,
+            reader=each.reader,
+            columns=each.columns,
+            split_seed=each.split_seed,
+            ledger=Ledger(),
+        )
 
 
 def _compare(options: CompareOptions, part: Part | None = None) -> dict[str, Any]:
