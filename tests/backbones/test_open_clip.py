@@ -313,6 +313,29 @@ def test_the_scheme_chooses_where_both_layouts_stand_side_by_side(folder, clip_f
     assert load(f"open_clip:{path}").family == "open_clip"
 
 
+def test_of_a_hub_repository_the_scheme_fetches_that_layout_alone(folder, monkeypatch) -> None:
+    """laion's repositories hold the weights in both layouts, some old ones as a pickle only."""
+    import huggingface_hub
+
+    path, _ = folder
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load("open_clip:laion/some-model").source == "open_clip:laion/some-model"
+    [(repository, patterns)] = asked
+    assert repository == "laion/some-model"
+    assert "open_clip_model.safetensors" in patterns
+    assert "model.safetensors" not in patterns
+    (path / "open_clip_model.safetensors").rename(path / "elsewhere.safetensors")
+    with pytest.raises(UserError, match="no weights"):
+        load("open_clip:laion/some-model")
+    assert asked[-1][1][-1] == "open_clip_pytorch_model.bin"
+
+
 def test_an_old_pickled_weight_file_is_read_without_running_code(folder) -> None:
     path, _ = folder
     safe = path / "open_clip_model.safetensors"
