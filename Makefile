@@ -57,7 +57,7 @@ check: $(STAMP_DEV)
 	$(BIN)/python scripts/check_docs.py
 
 bench: $(STAMP_DEV)
-	@for script in $(or $(SCRIPTS),$(wildcard bench/*.py)); do \
+	@for script in $(or $(SCRIPTS),$(filter-out bench/_%,$(wildcard bench/*.py))); do \
 	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 clean:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -27,7 +26,6 @@ def test_a_visit(
     address: str,
     searched: World,
     tmp_path: Path,
-    repo: Path,
     size: tuple[int, int],
     theme: str,
 ) -> None:
@@ -71,21 +69,30 @@ def test_a_visit(
     expect(page.locator(".captions li").first).to_be_visible()
     fits(page)
     shot("item")
-    if (size, theme) == (DESKTOP, "light"):
-        picture_for_the_documentation(visit, repo)
 
+    keys = page.keyboard
+    keys.press("Escape")
+    expect(page.locator("#item")).not_to_be_visible()
+    keys.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    keys.press("ControlOrMeta+A")
+    keys.type("cat")
+    keys.press("Enter")
+    expect(page).to_have_url(re.compile("q=cat"))
+    idle(page)
+    keys.press("ArrowDown")  # from the box to the first hit, where a letter is a command
+    keys.press("c")
+    expect(page.locator("#content .grid .card")).to_have_count(len(flags))
 
-def picture_for_the_documentation(visit: Visit, repo: Path) -> None:
-    """Renew docs/images/search-page.png, if ``CROSSADAPT_PAGE_SCREENSHOT`` asks for it.
-
-    The variable is the address of a search on a running page, such as that of the demo:
-    ``http://127.0.0.1:7700/?q=crying+face&compare=1``.
-    """
-    if wanted := os.environ.get("CROSSADAPT_PAGE_SCREENSHOT"):
-        page = visit(wanted, DESKTOP)
-        expect(page.locator("#content img.ready").nth(11)).to_be_visible()
-        page.wait_for_load_state("networkidle")
-        page.screenshot(path=repo / "docs" / "images" / "search-page.png")
+    page.goto(address)
+    expect(page.locator(".sample").first).to_be_visible()
+    content = list(picture_bytes("openmoji:1F34E"))
+    page.evaluate(DROP, [content, "apple.png", "image/png"])
+    expect(page.locator("#picture")).to_contain_text("apple.png")
+    expect(page.locator("#content .card")).to_have_count(24)
+    assert ids(page)[0] == searched.ids["apple"]
+    fits(page)
+    shot("picture")
 
 
 def test_moves_are_the_ranks_of_both_lists(visit: Visit, address: str) -> None:

@@ -80,7 +80,9 @@ const listable = (values) => values !== undefined && values.length > 0 && values
 /** A column where every item has its own value, or all the same one, is not worth a list. */
 function useful(values) {
   if (values.length < 2) return false;
-  return !(values.length >= LISTED && values.every((one) => one.count <= 2));
+  // What is cut off at LISTED goes on like this; a shorter list is all there is.
+  const own = values.length >= LISTED ? 2 : 1;
+  return !(values.length > FEW && values.every((one) => one.count <= own));
 }
 
 function facet(name, values) {
