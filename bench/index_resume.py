@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,32 +76,51 @@ def finished(words: list[str]) -> dict:
     return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def left_behind(pictures: Path) -> int:
-    """Processes of a job on `pictures` that are still there ten seconds after it was killed."""
-    for _ in range(100):
-        found = 0
-        for entry in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
-                found += f"{MARK}={pictures}".encode() in entry.read_bytes().split(b"\0")
-        if not found:
-            return 0
-        time.sleep(0.1)
+def processes(folder: Path) -> int:
+    """How many processes of a job on the store `folder` there are, its workers included."""
+    found = 0
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+            found += f"{MARK}={folder}".encode() in entry.read_bytes().split(b"\0")
     return found
 
 
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether it came true in time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def kill_at(words: list[str], seconds: float, folder: Path) -> dict:
-    """Start the job, kill -9 it after `seconds`; what it left."""
+    """Start the job, kill -9 it `seconds` after its workers began; what it left."""
     environment = {**os.environ, MARK: str(folder)}
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
+    # Loading Python and the model takes a while: the interesting moments come after it.
+    wait_until(lambda: processes(folder) > 1 or process.poll() is not None, 600)
     time.sleep(seconds)
     process.kill()
     ended = process.wait()
     stored = Collections(str(folder))
     known = len(stored.open(NAME)) if NAME in stored.names() else 0
+    wait_until(lambda: processes(folder) == 0, 10)
     done = {"after_seconds": round(seconds, 1), "exit": ended, "rows": known}
-    done["processes_left"] = left_behind(folder)
+    done["processes_left"] = processes(folder)
     print(f"killed: {done}", file=sys.stderr)
     return done
+
+
+def own_backbone(named: str, folder: Path) -> str:
+    """The backbone to use: a tiny one is made anew in every process, so it is stored first."""
+    if not named.startswith("tiny:"):
+        return named
+    import crossadapt
+    from crossadapt.backbones import save_backbone
+
+    return str(save_backbone(crossadapt.load(named), folder / "backbone"))
 
 
 def main() -> int:
@@ -118,10 +138,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         render(folder / "in", options.items)
+        named, options.backbone = options.backbone, own_backbone(options.backbone, folder)
         whole = command(folder / "in", folder / "whole", options)
         first = finished(whole)
         resumed = command(folder / "in", folder / "killed", options)
-        # Five of these together are shorter than the whole job, so that each meets it at work.
+        # All of these together are shorter than the whole job, so that each meets it at work.
         share = 1 / options.kills
         waits = [chance.uniform(0.15 * share, share) for _ in range(options.kills)]
         kills = [kill_at(resumed, w * first["seconds"], folder / "killed") for w in waits]
@@ -134,7 +155,7 @@ def main() -> int:
     killed = all(kill["exit"] == -signal.SIGKILL for kill in kills)
     document = {
         "items": options.items,
-        "backbone": options.backbone,
+        "backbone": named,
         "uninterrupted": {k: first[k] for k in ("rows", "embedded", "failed", "seconds")},
         "items_per_second": round(first["embedded"] / first["seconds"], 1),
         "kills": kills,

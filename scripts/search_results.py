@@ -61,8 +61,8 @@ def search(document: dict[str, Any]) -> str:
     """Recall and times beside the other engines."""
     text = (
         f"{document['rows']:,} clustered unit vectors of {document['dim']} numbers; "
-        f"{document['queries']} queries, {document['rounds']} times each, one at a time, each to all "
-        "sides in turn. Recall is of the exact ten nearest. *Exact* and *index* are the same "
+        f"{document['queries']} queries, {document['rounds']} times each, one at a time, each to "
+        "all sides in turn. Recall is of the exact ten nearest. *Exact* and *index* are the same "
         "collection with the usual exact limit, and with an index forced; bare LanceDB has the "
         "index its documentation suggests; FAISS holds the vectors in memory and reads no rows.\n\n"
     )

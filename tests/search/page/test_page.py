@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
-from tests.search.page.acting import DROP, Visit, fits, idle, ids, options, search
+from tests.search.page.acting import DROP, PASTE, Visit, fits, idle, ids, options, search
 from tests.search.page.conftest import DESKTOP, PHONE
 from tests.search.query_world import World
 
@@ -115,9 +115,15 @@ def test_moves_are_the_ranks_of_both_lists(visit: Visit, address: str) -> None:
 
 
 def test_strength_0_is_the_frozen_model(visit: Visit, address: str) -> None:
-    page = visit(f"{address}/?q=animal+face&s=0")
+    page = visit(f"{address}/?q=animal+face")
     expect(page.locator("#content .card")).to_have_count(24)
+    adapted = ids(page)
+    page.locator("#strength").press("Home")
+    expect(page.locator("#strength-value")).to_have_text("0%")
+    expect(page).to_have_url(re.compile("s=0"))
+    idle(page)
     blended = ids(page)
+    assert blended != adapted
     page.get_by_role("radio", name="Frozen").check()
     expect(page.locator("#strength")).to_be_disabled()
     expect(page).to_have_url(re.compile("view=frozen"))
@@ -188,6 +194,9 @@ def test_a_dropped_picture_finds_itself(visit: Visit, address: str, searched: Wo
     expect(page.locator("#picture")).not_to_be_visible()
     page.go_back()
     expect(page.locator("#picture")).to_contain_text("apple.png")
+    page.evaluate(PASTE, [list(picture_bytes("openmoji:1F431")), "cat.png", "image/png"])
+    expect(page.locator("#picture")).to_contain_text("cat.png")
+    expect(page.locator("#content .cell").first).to_have_attribute("data-id", searched.ids["cat"])
 
 
 def test_more_like_this_and_back(visit: Visit, address: str, searched: World) -> None:
