@@ -194,6 +194,13 @@ def test_a_dropped_picture_finds_itself(visit: Visit, address: str, searched: Wo
     expect(page.locator("#picture")).not_to_be_visible()
     page.go_back()
     expect(page.locator("#picture")).to_contain_text("apple.png")
+
+
+def test_a_pasted_picture_finds_itself(visit: Visit, address: str, searched: World) -> None:
+    page = visit(f"{address}/?q=beach")
+    expect(page.locator("#content .card")).to_have_count(24)
+    page.get_by_role("searchbox").fill("")
+    expect(page.locator(".sample")).to_have_count(6)
     page.evaluate(PASTE, [list(picture_bytes("openmoji:1F431")), "cat.png", "image/png"])
     expect(page.locator("#picture")).to_contain_text("cat.png")
     expect(page.locator("#content .cell").first).to_have_attribute("data-id", searched.ids["cat"])
