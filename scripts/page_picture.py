@@ -89,7 +89,7 @@ def take(address: str, options: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--query", default="crying face")
+    parser.add_argument("--query", default="spider")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "search.png")
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=800)
