@@ -94,7 +94,7 @@ def served(folder: Path, *options: str):
         yield process, int(found[1])
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)  # a busy machine may need long to stop
 
 
 def requests(views: list[str]) -> list[bytes]:
