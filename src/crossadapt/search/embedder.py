@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -260,7 +260,7 @@ class Embedder:
         return hashlib.sha256(f"{self.backbone.fingerprint}\0{FROZEN}".encode()).hexdigest()
 
     def _fingerprint(self, adapter: AttachedAdapter) -> str:
-        facts = {
+        facts: dict[str, Any] = {
             "backbone": self.backbone.fingerprint,
             "method": adapter.method,
             "config": dataclasses.asdict(adapter.config),
