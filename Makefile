@@ -60,7 +60,7 @@ check: $(STAMP_DEV)
 	$(BIN)/python scripts/results_pages.py
 
 bench: $(STAMP_DEV)
-	@for script in $(or $(SCRIPTS),$(wildcard bench/*.py)); do \
+	@for script in $(or $(SCRIPTS),$(filter-out bench/_%,$(wildcard bench/*.py))); do \
 	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 clean:

@@ -370,7 +370,7 @@ def test_a_stuck_and_a_dying_worker_are_named(tmp_path, monkeypatch, index):
         return embedder
 
     monkeypatch.setattr(Embedder, "open", classmethod(opened))
-    report = index(tmp_path / "store", folder, workers=1, timeout=0.5)
+    report = index(tmp_path / "store", folder, workers=1, timeout=1.0)
     assert report.rows == 6
     assert report.left_out == {"timed out": 1, "worker died": 1}
     names = {Path(json.loads(line)["item"]).name: json.loads(line)["reason"]

@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -149,7 +149,7 @@ class Embedder:
         return self._views[view]
 
     def fingerprint(self, view: str) -> str:
-        """Hex SHA-256 over backbone, method, config and tensors; equal means equal vectors.
+        """Hex SHA-256 over all that changes a vector: backbone, method, config, tensors, strength.
 
         Raises:
             UserError: there is no such view.
@@ -260,13 +260,15 @@ class Embedder:
         return hashlib.sha256(f"{self.backbone.fingerprint}\0{FROZEN}".encode()).hexdigest()
 
     def _fingerprint(self, adapter: AttachedAdapter) -> str:
-        facts = {
+        facts: dict[str, Any] = {
             "backbone": self.backbone.fingerprint,
             "method": adapter.method,
             "config": dataclasses.asdict(adapter.config),
             # Untrained tensors of a method, such as random projections, follow from the seed.
             "seed": adapter.seed,
         }
+        if adapter.strength != 1:  # at 1, fingerprints are what they were before it was saved
+            facts["strength"] = adapter.strength
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
         for name, parameter in sorted(adapter.trained().items()):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
