@@ -171,7 +171,8 @@ def test_training_leaves_the_backbone_and_the_first_stage_alone(backbone) -> Non
             optimiser.step()
     now = second.trained()
     assert same({n: now[n].detach() for n in old}, old)
-    assert len(old) == len(first.trained()) and len(new) == len(now) - len(old)
+    assert len(old) == len(first.trained())
+    assert len(new) == len(now) - len(old)
     assert same(snapshot(backbone), before)
     assert torch.equal(image(backbone), plain)
     assert not torch.equal(image(backbone, text=tokens()), plain)
@@ -391,12 +392,14 @@ def test_frames_see_the_modalities_of_their_own_clip(backbone) -> None:
 
 
 def test_a_label_that_lives_in_the_other_modality_is_learned(backbone) -> None:
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.arange(64) % 2
-    pixels = torch.randn(64, 3, *backbone.preprocess.size, generator=generator)
-    content = torch.randn(64, 3, SOURCE, generator=generator)
-    content[:, 1, 0] = 4.0 * labels - 2.0
-    given = content, torch.ones(64, 3, dtype=torch.bool)
+    def drawn(rows: int, seed: int):
+        # Fresh noise every time, so that nothing can be learned by heart.
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(rows) % 2
+        pixels = torch.randn(rows, 3, *backbone.preprocess.size, generator=generator)
+        content = torch.randn(rows, 3, SOURCE, generator=generator)
+        content[:, :, 0] = 4.0 * labels[:, None] - 2.0
+        return labels, pixels, {"text": (content, torch.ones(rows, 3, dtype=torch.bool))}
 
     def accuracy(with_text: bool) -> float:
         adapter = attach(backbone, CM3TConfig(**SMALL, modalities=("text=12",)))
@@ -404,25 +407,23 @@ def test_a_label_that_lives_in_the_other_modality_is_learned(backbone) -> None:
         torch.nn.init.zeros_(head.weight)
         optimiser = torch.optim.Adam([*adapter.trained().values(), *head.parameters()], lr=0.01)
 
-        def scores(rows):
-            text = {"text": (given[0][rows], given[1][rows])} if with_text else {}
-            with modalities(text):
-                features = backbone.encode_image(pixels[rows])
-            return head(torch.nn.functional.normalize(features, dim=-1) * 4)
+        def scores(pixels, text):
+            with modalities(text if with_text else {}):
+                return head(torch.nn.functional.normalize(backbone.encode_image(pixels), dim=-1))
 
-        for step in range(100):
-            rows = torch.arange(8) + step * 8 % 48
+        for step in range(60):
+            labels, *inputs = drawn(8, step)
             optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(scores(rows), labels[rows]).backward()
+            torch.nn.functional.cross_entropy(scores(*inputs), labels).backward()
             optimiser.step()
-        held = torch.arange(48, 64)
+        labels, *inputs = drawn(100, 1000)
         with torch.no_grad():
-            found = float((scores(held).argmax(-1) == labels[held]).float().mean())
+            found = float((scores(*inputs).argmax(-1) == labels).float().mean())
         detach(backbone)
         return found
 
     assert accuracy(True) > 0.9
-    assert 0.2 <= accuracy(False) <= 0.8
+    assert 0.35 <= accuracy(False) <= 0.65
 
 
 # -- what can be wrong, and what else must work -----------------------------------------------
@@ -452,7 +453,7 @@ def test_a_copy_of_the_backbone_works_by_itself(backbone) -> None:
 
 def test_threads_do_not_mix_up_what_they_encode(backbone) -> None:
     two_modalities(backbone)
-    pixels, _ = batch(backbone)
+    _pixels, _ = batch(backbone)
     expected = [image(backbone, text=tokens(seed=s)) for s in range(2)]
     wrong = []
 
@@ -474,7 +475,10 @@ def test_it_is_no_pure_insertion(backbone) -> None:
     assert not adapter.is_pure_insertion
     assert not adapter.is_pure_override
     activate(backbone, None)
-    with pytest.raises(UserError, match="cannot share a batch"), mixed(backbone, [adapter, None, None]):
+    with (
+        pytest.raises(UserError, match="cannot share a batch"),
+        mixed(backbone, [adapter, None, None]),
+    ):
         pass
 
 

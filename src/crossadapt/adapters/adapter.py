@@ -181,17 +181,13 @@ class AttachedAdapter(nn.Module):
     @property
     def is_pure_override(self) -> bool:
         """Whether the adapter consists of trained copies alone, and so can be merged."""
-        others = (
-            self._sites or self._inside or self._prompts or self.companion or self._shadow
-        )
+        others = self._sites or self._inside or self._prompts or self.companion or self._shadow
         return bool(self._originals) and not others
 
     @property
     def is_pure_insertion(self) -> bool:
         """Whether the adapter consists of insertions alone, and so can share a batch."""
-        others = (
-            self._originals or self._inside or self._prompts or self.companion or self._shadow
-        )
+        others = self._originals or self._inside or self._prompts or self.companion or self._shadow
         return bool(self._sites) and not others
 
     def site_hooks(self) -> Iterator[tuple[str, SiteHook]]:

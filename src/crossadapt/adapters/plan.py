@@ -1,4 +1,4 @@
-"""What a method asks for: insertions, work inside attentions, prompts, trained copies of parameters, or a tuned copy.
+"""What a method asks for: insertions, prompts, trained copies of parameters, a tuned copy.
 
 A method's ``plan(backbone, config)`` returns a list of these. It only describes; the engine in
 `crossadapt.adapters.attach` validates the whole list and then carries it out.

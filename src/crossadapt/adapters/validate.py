@@ -93,8 +93,8 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
         else:
             raise UserError(
                 f"the plan of {method} contains a {type(item).__name__}",
-                fix="a plan holds Insertion, Heads, Stream, Prompts, Companion, Override and Shadow "
-                "items only",
+                fix="a plan holds Insertion, Heads, Stream, Prompts, Companion, Override and "
+                "Shadow items only",
             )
         if key in seen:
             raise UserError(f"the plan of {method} uses {key} twice", fix="give every target once")

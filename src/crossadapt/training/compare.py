@@ -27,6 +27,7 @@ from crossadapt.evaluation.metrics import RetrievalResult
 from crossadapt.evaluation.order_probe import ORDER_PROBE, ProbeResult
 from crossadapt.evaluation.plots import require_matplotlib
 from crossadapt.files import make_folder, write_file
+from crossadapt.training.classifying import MULTIMODAL_TASK
 from crossadapt.training.heldout import VIDEO_TASK, resolve_task, video_config
 from crossadapt.training.job import TrainJob
 from crossadapt.training.method_strings import SETTINGS, Contender, parse_contender, sized
@@ -84,6 +85,12 @@ def compare(
         ledger=Ledger(),
     )
     base = resolve_task(base, manifest)
+    if base.task == MULTIMODAL_TASK:
+        raise UserError(
+            "a comparison measures retrieval, and the task multimodal classifies",
+            where="task",
+            fix="train each setting with crossadapt train; run.json holds its scores",
+        )
     backbone = backbones.load(base.backbone)
     identity = {"data": manifest.fingerprint, "backbone": backbone.fingerprint}
     jobs = {

@@ -1,0 +1,288 @@
+"""Classification of clips or pictures, with text and numeric signals as further modalities.
+
+    logits = W pool(LN(f_1), ..., LN(f_F)) + b,    f the features of the frames
+
+The modalities reach the frames inside the vision tower, through the method (`cm3t`). The baseline
+it is measured against is softmax regression on the frozen model's features and, side by side with
+them, the mean token of the text and the signals at eight moments: late fusion of the same inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+from crossadapt.adapters.attach import active
+from crossadapt.data.ledger import Ledger
+from crossadapt.data.manifest import Manifest
+from crossadapt.data.sampling import PairSampler
+from crossadapt.data.signals import has_signals, read_signals
+from crossadapt.errors import UserError, did_you_mean
+from crossadapt.evaluation.classification import ClassificationResult
+from crossadapt.files import write_file
+from crossadapt.layers.classifier_head import ClassifierHead, pool
+from crossadapt.tasks import objectives
+from crossadapt.tasks.base import Batch, Features, Inputs, TaskSetup, read_options
+from crossadapt.tasks.clips import Clips, as_clips
+from crossadapt.tasks.encode import Pixels
+from crossadapt.tasks.examples import Examples, label_column
+from crossadapt.tasks.linear_probe import LinearProbe, fit_probe
+from crossadapt.tasks.modality_tokens import SignalTokens, token_size
+
+if TYPE_CHECKING:
+    from crossadapt.backbones.base import Backbone
+
+MODALITIES = ("text", "signals")
+HEAD_FILE, HEAD_TENSORS = "classifier.json", "classifier.safetensors"
+
+
+@dataclass(frozen=True)
+class MultimodalConfig:
+    """Options of the task."""
+
+    label: str = "label"
+    """The column with the class."""
+    modalities: Sequence[str] | None = None
+    """Which of `text` and `signals` the method attends to; all there are when unset."""
+    pooling: Literal["mean", "concat"] = "mean"
+    """Frames are averaged, or stand side by side, which keeps their order (all clips then count
+    as having the same number of frames; missing ones are zero)."""
+    signal_tokens: int = 64
+    """Most tokens of a series; longer ones are averaged over equal parts."""
+    modality_drop: float = 0.0
+    """Probability, in training, that a clip goes without one of its modalities; makes a model
+    that copes better where one is missing."""
+    token_drop: float = 0.0
+    """Share of patch tokens dropped at random while training."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used."""
+        for name in ("modality_drop", "token_drop", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}", where="task_options", fix="give [0, 1)"
+                )
+        if self.signal_tokens < 1:
+            raise UserError("signal_tokens must be at least 1", where="task_options")
+        if self.pooling not in ("mean", "concat"):
+            fix = did_you_mean(str(self.pooling), ("mean", "concat"))
+            raise UserError(f"pooling is {self.pooling!r}", where="task_options", fix=fix)
+        for name in self.modalities or ():
+            if name not in MODALITIES:
+                fix = did_you_mean(str(name), MODALITIES)
+                raise UserError(f"there is no modality {name!r}", where="task_options", fix=fix)
+
+
+def with_modalities(
+    method: Any, backbone: Backbone, train: Manifest, options: Mapping[str, Any]
+) -> Any:
+    """A method's config with the modalities of the data filled in; other methods as they are.
+
+    Raises:
+        UserError: modalities are asked for that the data or the method does not have.
+    """
+    config = read_options(MultimodalConfig, options, "multimodal")
+    label_column(train, config.label)
+    takes = hasattr(method, "modalities") and hasattr(method, "sources")
+    if not takes:
+        if config.modalities:
+            raise UserError(
+                "this method attends to no further modality",
+                where="task_options: modalities",
+                fix="use the method cm3t, or leave modalities out",
+            )
+        return method
+    if method.modalities:
+        return method
+    there = ["text", *(["signals"] if has_signals(train) else [])]
+    wanted = there if config.modalities is None else list(config.modalities)
+    sizes: dict[str, int] = {}
+    for name in wanted:
+        if name not in there:
+            raise UserError(
+                "the data has no signals",
+                where=train.source,
+                fix="add a column 'signals', or leave signals out of the task's modalities",
+            )
+        if name == "text":
+            sizes[name] = backbone.width("text")
+        else:
+            sizes[name] = token_size(read_signals(train, Ledger()).channels)
+    return replace(method, modalities=tuple(f"{n}={size}" for n, size in sizes.items()))
+
+
+class MultimodalTask:
+    """Learn the class of every item; see the module's text.
+
+    Args:
+        setup: data and backbone, with the adapter attached: its config says which modalities.
+        config: options.
+
+    Raises:
+        UserError: a missing or blank label, fewer than two classes, or a modality that the task
+            cannot make.
+    """
+
+    name = "multimodal"
+    headline = "accuracy"
+
+    def __init__(self, setup: TaskSetup, config: MultimodalConfig) -> None:
+        backbone, self.config, self.precision = setup.backbone, config, setup.precision
+        self.ledger = setup.ledger if setup.ledger is not None else Ledger()
+        adapter = active(backbone)
+        method = None if adapter is None else adapter.config
+        self.sources: dict[str, int] = method.sources() if hasattr(method, "sources") else {}
+        for name in self.sources:
+            if name not in MODALITIES:
+                raise UserError(
+                    f"this task cannot make tokens of {name!r}",
+                    where="modalities",
+                    fix=f"it knows {' and '.join(MODALITIES)}",
+                )
+        labels = label_column(setup.train, config.label)
+        self.classes = tuple(sorted(set(labels)))
+        if len(self.classes) < 2:
+            raise UserError(
+                f"the training split has one class: {self.classes[0]!r}",
+                where=setup.train.source,
+                fix="there must be something to tell apart",
+            )
+        self.signals: SignalTokens | None = None
+        if "signals" in self.sources:
+            found = read_signals(setup.train, self.ledger)
+            self.signals = SignalTokens.fit(found, config.signal_tokens)
+        self.train = self.examples(backbone, setup.train, setup.pixels)
+        self.sampler = PairSampler(
+            setup.train, setup.batch_size, seed=setup.seed, captions=setup.captions
+        )
+        self.validation = None
+        if setup.validation is not None and setup.validation_pixels is not None:
+            self.validation = self.examples(backbone, setup.validation, setup.validation_pixels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setup.seed)
+            self.head = ClassifierHead(
+                backbone.embedding_dim, self.train.clips.frames, len(self.classes), config.pooling
+            ).to(backbone.device)
+        self._probes: dict[tuple[str, ...], LinearProbe] = {}
+
+    def examples(self, backbone: Backbone, manifest: Manifest, pixels: Clips | Pixels) -> Examples:
+        """Rows of any split as this task reads them."""
+        return Examples(
+            backbone,
+            manifest,
+            as_clips(pixels),
+            classes=self.classes,
+            label=self.config.label,
+            signals=self.signals,
+            ledger=self.ledger,
+        )
+
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return len(self.sampler)
+
+    def batches(self, epoch: int, start: int) -> Iterator[np.ndarray]:
+        """Rows of each global batch, from batch `start` on."""
+        return self.sampler.batches(epoch, start)
+
+    def collate(self, rows: np.ndarray) -> Batch:
+        """Frames, mask, and of each modality its tensors; some modalities hidden at random."""
+        hidden = torch.rand(len(rows), len(self.sources)) < self.config.modality_drop
+        inputs = self.train.inputs(rows, tuple(self.sources), ~hidden)
+        labels = torch.from_numpy(self.train.labels[self.train.manifest.item_index[rows]])
+        return Batch({"clip": inputs}, {"label": labels, "mask": inputs[1]}, len(rows))
+
+    def encode(self, backbone: Backbone, stream: str, inputs: Inputs) -> Tensor:
+        """Features of the frames (rows, F, D)."""
+        return self.train.encode(backbone, inputs, tuple(self.sources), self.config.token_drop)
+
+    def loss(
+        self, features: Features, batch: Batch, backbone: Backbone
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """Cross-entropy over the rows of all processes."""
+        frames = objectives.gather(features["clip"])
+        targets = {name: objectives.gather(value) for name, value in batch.targets.items()}
+        logits = self.head(frames, targets["mask"])
+        smoothing = self.config.label_smoothing
+        return functional.cross_entropy(logits, targets["label"], label_smoothing=smoothing), {}
+
+    def validate(self, backbone: Backbone) -> dict[str, float]:
+        """Accuracy and macro-F1 in percent; without adapter those of the linear probe."""
+        if self.validation is None:
+            return {}
+        found = self.measure(backbone, self.validation)
+        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1}
+
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The head."""
+        return dict(self.head.named_parameters(prefix="head"))
+
+    def measure(
+        self, backbone: Backbone, examples: Examples, names: Sequence[str] | None = None
+    ) -> ClassificationResult:
+        """Classify examples with whatever is active: the adapter and head, or the linear probe.
+
+        Args:
+            backbone: without active adapter the linear probe is measured.
+            examples: from `examples`.
+            names: modalities to use, of the adapter's; all of them when None.
+        """
+        used = tuple(self.sources if names is None else names)
+        if active(backbone) is None:
+            logits = self.probe(backbone, used)(self._summary(backbone, examples, used))
+        else:
+            frames, mask = examples.features(backbone, used, self.precision)
+            with torch.inference_mode():
+                logits = self.head(frames.to(backbone.device), mask).cpu()
+        return examples.result(logits.argmax(1).numpy())
+
+    def probe(self, backbone: Backbone, names: tuple[str, ...]) -> LinearProbe:
+        """The linear probe on the frozen features and these modalities, fitted once."""
+        if names not in self._probes:
+            held = None
+            if self.validation is not None:
+                seen = self._summary(backbone, self.validation, names)
+                held = seen, torch.from_numpy(self.validation.labels)
+            x = self._summary(backbone, self.train, names)
+            labels = torch.from_numpy(self.train.labels)
+            self._probes[names] = fit_probe(x, labels, len(self.classes), held)
+        return self._probes[names]
+
+    def _summary(self, backbone: Backbone, examples: Examples, names: tuple[str, ...]) -> Tensor:
+        frames, mask = examples.features(backbone, (), self.precision)
+        pooled = pool(functional.normalize(frames, dim=-1), mask, self.config.pooling)
+        return torch.cat([pooled, *(examples.summary(backbone, n) for n in names)], dim=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the head and what it needs beside the adapter; `load_classifier` reads it."""
+        from safetensors.torch import save
+
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}
+        if self.signals is not None:
+            tensors |= {
+                "signals.mean": torch.from_numpy(self.signals.mean),
+                "signals.std": torch.from_numpy(self.signals.std),
+            }
+        config = {
+            "classes": list(self.classes),
+            "frames": self.train.clips.frames,
+            "pooling": self.config.pooling,
+            "signal_tokens": self.config.signal_tokens,
+        }
+        write_file(folder / HEAD_TENSORS, save(tensors))
+        write_file(folder / HEAD_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def make_task(setup: TaskSetup, options: Mapping[str, Any]) -> MultimodalTask:
+    """The multimodal classification task of a run."""
+    return MultimodalTask(setup, read_options(MultimodalConfig, options, "multimodal"))
