@@ -453,14 +453,12 @@ def test_a_copy_of_the_backbone_works_by_itself(backbone) -> None:
 
 def test_threads_do_not_mix_up_what_they_encode(backbone) -> None:
     two_modalities(backbone)
-    _pixels, _ = batch(backbone)
     expected = [image(backbone, text=tokens(seed=s)) for s in range(2)]
     wrong = []
 
     def work(seed: int) -> None:
-        for _ in range(10):
-            if not torch.equal(image(backbone, text=tokens(seed=seed)), expected[seed]):
-                wrong.append(seed)
+        found = [image(backbone, text=tokens(seed=seed)) for _ in range(10)]
+        wrong.extend(seed for x in found if not torch.equal(x, expected[seed]))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
     for thread in threads:

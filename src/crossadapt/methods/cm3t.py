@@ -63,8 +63,11 @@ class CM3TConfig:
     fills it in from the data."""
     inner: int = 8
     """Cross-attention and fusion work in 1/inner of the tower's channels."""
+    layers: int | None = None
+    """How many of the last layers are adapted at all; all of them when unset. Few layers cost
+    little, because nothing has to be computed backwards below them."""
     cross_layers: int | None = None
-    """How many of the last layers have cross-attention; all when unset."""
+    """How many of the last layers have cross-attention; as many as are adapted when unset."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be built, naming the option."""
@@ -73,9 +76,10 @@ class CM3TConfig:
                 raise UserError(
                     f"{name} is {getattr(self, name)}", where=name, fix="give 0 or more"
                 )
-        if self.inner < 1 or (self.cross_layers is not None and self.cross_layers < 1):
-            where = "inner" if self.inner < 1 else "cross_layers"
-            raise UserError(f"{where} is {getattr(self, where)}", where=where, fix="give 1 or more")
+        for name in ("inner", "layers", "cross_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}", where=name, fix="give 1 or more")
         if self.gate not in GATES:
             raise UserError(
                 f"gate is {self.gate!r}", where="gate", fix=did_you_mean(self.gate, GATES)
@@ -116,21 +120,23 @@ def plan(backbone: Backbone, config: CM3TConfig) -> Plan:
     """
     width, depth = backbone.width("vision"), backbone.depth("vision")
     sources = config.sources()
-    crossed = depth if config.cross_layers is None else config.cross_layers
+    adapted = depth if config.layers is None else config.layers
+    crossed = adapted if config.cross_layers is None else config.cross_layers
     for option, size, most in (
         ("mlp", config.mlp, width),
         ("inner", config.inner, width),
-        ("cross_layers", crossed, depth),
+        ("layers", adapted, depth),
+        ("cross_layers", crossed, adapted),
     ):
         if size > most:
             raise UserError(
-                f"{option} is {size}, the vision tower of {backbone.source} allows {most}",
+                f"{option} is {size}, {backbone.source} and the other options allow {most}",
                 where=option,
                 fix=f"give at most {most}",
             )
     items: Plan = []
     for site in backbone.sites():
-        if site.tower != "vision":
+        if site.tower != "vision" or site.layer < depth - adapted:
             continue
         if site.kind == "attention":
             if config.r or config.prefix:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from crossadapt.adapters.attach import active
+from crossadapt.adapters.attach import active, frozen
 from crossadapt.data.ledger import Ledger
 from crossadapt.data.manifest import Manifest
 from crossadapt.data.sampling import PairSampler
@@ -57,6 +57,9 @@ class MultimodalConfig:
     as having the same number of frames; missing ones are zero)."""
     signal_tokens: int = 64
     """Most tokens of a series; longer ones are averaged over equal parts."""
+    start: Literal["probe", "random"] = "probe"
+    """The head starts as the linear probe on the frames, so that training begins at the frozen
+    model's own score (arXiv 2202.10054), or at random."""
     modality_drop: float = 0.0
     """Probability, in training, that a clip goes without one of its modalities; makes a model
     that copes better where one is missing."""
@@ -74,9 +77,11 @@ class MultimodalConfig:
                 )
         if self.signal_tokens < 1:
             raise UserError("signal_tokens must be at least 1", where="task_options")
-        if self.pooling not in ("mean", "concat"):
-            fix = did_you_mean(str(self.pooling), ("mean", "concat"))
-            raise UserError(f"pooling is {self.pooling!r}", where="task_options", fix=fix)
+        for name, choices in (("pooling", ("mean", "concat")), ("start", ("probe", "random"))):
+            value = getattr(self, name)
+            if value not in choices:
+                fix = did_you_mean(str(value), choices)
+                raise UserError(f"{name} is {value!r}", where="task_options", fix=fix)
         for name in self.modalities or ():
             if name not in MODALITIES:
                 fix = did_you_mean(str(name), MODALITIES)
@@ -174,6 +179,12 @@ class MultimodalTask:
                 backbone.embedding_dim, self.train.clips.frames, len(self.classes), config.pooling
             ).to(backbone.device)
         self._probes: dict[tuple[str, ...], LinearProbe] = {}
+        self._frames: dict[Examples, Tensor] = {}
+        if config.start == "probe":
+            with frozen(backbone), torch.no_grad():
+                weight, bias = self.probe(backbone, ()).folded()
+                self.head.linear.weight.copy_(weight.T)
+                self.head.linear.bias.copy_(bias)
 
     def examples(self, backbone: Backbone, manifest: Manifest, pixels: Clips | Pixels) -> Examples:
         """Rows of any split as this task reads them."""
@@ -259,9 +270,16 @@ class MultimodalTask:
         return self._probes[names]
 
     def _summary(self, backbone: Backbone, examples: Examples, names: tuple[str, ...]) -> Tensor:
-        frames, mask = examples.features(backbone, (), self.precision)
-        pooled = pool(functional.normalize(frames, dim=-1), mask, self.config.pooling)
-        return torch.cat([pooled, *(examples.summary(backbone, n) for n in names)], dim=1)
+        parts = [self._frozen_frames(backbone, examples)]
+        return torch.cat([*parts, *(examples.summary(backbone, n) for n in names)], dim=1)
+
+    def _frozen_frames(self, backbone: Backbone, examples: Examples) -> Tensor:
+        """The frozen model's frames as the head sees them before it is trained; encoded once."""
+        if examples not in self._frames:
+            frames, mask = examples.features(backbone, (), self.precision)
+            scaled = functional.layer_norm(frames, frames.shape[-1:])
+            self._frames[examples] = pool(scaled, mask, self.config.pooling)
+        return self._frames[examples]
 
     def save(self, folder: Path) -> None:
         """Write the head and what it needs beside the adapter; `load_classifier` reads it."""
