@@ -197,7 +197,7 @@ def test_the_probe_with_signals_solves_what_frames_cannot(photos) -> None:
     assert [entry.kind for entry in task.ledger] == ["unreadable signals"]
     with frozen(backbone):
         assert task.measure(backbone, task.validation, ("signals",)).accuracy == 100.0
-        assert task.measure(backbone, task.validation, ()).accuracy < 95.0
+        assert task.measure(backbone, task.validation, ()).accuracy < 90.0
 
 
 def test_hidden_modalities_are_hidden_at_random(photos) -> None:
