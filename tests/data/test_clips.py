@@ -8,6 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from crossadapt.cli.main import main
 from crossadapt.data import Ledger, Manifest, find_duplicates, read_manifest
 from crossadapt.data.clips import FACTS, MASKS, SIZES, Size, make_clips, write_events
 from crossadapt.data.clips.cast import Picture, cast
@@ -277,9 +278,10 @@ def test_bad_requests(tmp_path) -> None:
 
 def test_events_name_who_and_never_what(made) -> None:
     folder, manifest = made
-    events = write_events(folder, seed=1)
+    assert main(["data", "events", str(folder), "--seed", "1"]) == 0
+    events = read_manifest(folder / "events.parquet")
+    assert events.fingerprint == write_events(folder, seed=1).fingerprint
     assert events.split_sizes == {"train": 23, "val": 5, "test": 5}
-    assert read_manifest(folder / "events.parquet").fingerprint == events.fingerprint
     told = {record["clip"]: record for record in facts(folder)}
     words = {word for event in EVENTS for word in event.split("-")} - {"group"}
     rows = events.table.to_pylist()

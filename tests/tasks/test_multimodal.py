@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from crossadapt import backbones
 from crossadapt.adapters.attach import attach, frozen
 from crossadapt.adapters.folder import load_adapter
 from crossadapt.backbones.precision import choose_precision
+from crossadapt.cli.main import main
 from crossadapt.data import Ledger, Manifest, read_manifest
 from crossadapt.data.signals import Signals
 from crossadapt.errors import UserError
@@ -318,19 +320,46 @@ def test_a_run_learns_from_the_signals_and_can_be_used(photos, tmp_path) -> None
         load_classifier(backbone, photos)
 
 
-def test_any_method_can_classify(photos, tmp_path) -> None:
-    options = {"method": "projection", "method_options": {}, "epochs": 2, "evaluate_every": 1}
-    result = run_training(job(photos, tmp_path, **options))
-    assert list(result.record["classification"]["subsets"]) == ["vision"]
-    assert result.record["recipe"]["guard"] == 0
+def test_any_method_can_classify_from_the_command_line(photos, tmp_path, capsys) -> None:
+    options = (
+        "--task multimodal --method projection --backbone tiny:clip --epochs 2 --batch-size 10"
+    )
+    args = ["train", "--data", str(photos), "--output", str(tmp_path), *options.split()]
+    assert main([*args, "--precision", "fp32"]) == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert list(record["classification"]["subsets"]) == ["vision"]
+    assert record["recipe"]["guard"] == 0
+    printed = capsys.readouterr().out
+    assert "linear probe" in printed
+    assert f"{record['after']['accuracy']:.1f}" in printed
+    page = (tmp_path / "report.html").read_text()
+    assert "macro-F1, trained" in page
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(photos, tmp_path) -> None:
-    short = {"epochs": 2, "checkpoint_steps": 1, "evaluate_every": 1}
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    photos, tmp_path, monkeypatch
+) -> None:
+    short = {"epochs": 3, "evaluate_every": 1, "task_options": {"modality_drop": 0.3}}
     whole = run_training(job(photos, tmp_path / "a", **short))
-    run_training(job(photos, tmp_path / "b", **short))
+    calls = []
+    collate = MultimodalTask.collate
+
+    def stopping(self, rows):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return collate(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MultimodalTask, "collate", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(job(photos, tmp_path / "b", **short))
+    assert len(calls) == 3 < whole.fit.total
     again = run_training(job(photos, tmp_path / "b", **short, resume=True))
     assert again.after.result.to_dict(answers=True) == whole.after.result.to_dict(answers=True)
+    assert (tmp_path / "b" / "classifier.safetensors").read_bytes() == (
+        tmp_path / "a" / "classifier.safetensors"
+    ).read_bytes()
 
 
 def test_what_only_retrieval_can_do_is_refused(photos, tmp_path) -> None:
