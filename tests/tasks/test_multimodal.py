@@ -26,7 +26,8 @@ from crossadapt.tasks.base import TaskSetup
 from crossadapt.tasks.classifier import load_classifier
 from crossadapt.tasks.linear_probe import fit_probe
 from crossadapt.tasks.modality_tokens import SignalTokens, padded, resampled, text_tokens
-from crossadapt.tasks.multimodal import MultimodalConfig, MultimodalTask, make_task, with_modalities
+from crossadapt.tasks.multimodal import MultimodalTask, make_task
+from crossadapt.tasks.multimodal_options import MultimodalConfig, with_modalities
 from crossadapt.training.compare import compare
 from crossadapt.training.job import TrainJob
 from crossadapt.training.measure import run_evaluation

@@ -25,7 +25,8 @@ from crossadapt.data import DuplicateReport, Ledger, read_manifest
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.files import write_file
 from crossadapt.tasks.base import Task, TaskSetup
-from crossadapt.tasks.multimodal import MultimodalTask, with_modalities
+from crossadapt.tasks.multimodal import MultimodalTask
+from crossadapt.tasks.multimodal_options import with_modalities
 from crossadapt.training.card import make_card
 from crossadapt.training.classifying import MULTIMODAL_TASK, Classified, classify, details
 from crossadapt.training.config import Recipe
