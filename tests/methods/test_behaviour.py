@@ -28,6 +28,7 @@ if importlib.util.find_spec("peft") is not None:
 OPTIONS = {
     "adaptformer": {"r": 4, "dropout": 0.0},
     "apollo": {"heads": 2},
+    "cm3t": {"r": 4, "prefix": 4, "dropout": 0.0},
     "coop": {"tokens": 4},
     "cross-modal-adapter": {"r": 4, "d_s": 6},
     "mv-adapter": {"d": 8, "frames": 2, "tied": 1, "shrink": 1},

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from crossadapt.adapters.dial import dialled
-from crossadapt.adapters.plan import Companion, Insertion, Override, Plan, Prompts, Shadow
+from crossadapt.adapters.inside import bind_inside
+from crossadapt.adapters.plan import (
+    Companion,
+    Heads,
+    Insertion,
+    Override,
+    Plan,
+    Prompts,
+    Shadow,
+    Stream,
+)
 from crossadapt.adapters.prompting import Prompting, prompt_hooks
 
 if TYPE_CHECKING:
@@ -70,6 +80,7 @@ class AttachedAdapter(nn.Module):
         self.strength = 1.0
         self.active = False
         self.insertions = nn.ModuleDict()
+        self.inside = nn.ModuleDict()
         self.prompts = nn.ModuleDict()
         self.companion: nn.Module | None = None
         self.copies = nn.ParameterDict()
@@ -83,6 +94,7 @@ class AttachedAdapter(nn.Module):
         self._tuners: list[nn.Module] = []
         self._sites: list[tuple[str, str]] = []
         self._parallel: set[str] = set()
+        self._inside: list[Heads | Stream] = []
         self._prompts: list[Prompts] = []
         self._handles: list[RemovableHandle] = []
         self._names: dict[str, nn.Parameter] = {}
@@ -91,6 +103,8 @@ class AttachedAdapter(nn.Module):
         for item in plan:
             if isinstance(item, Insertion):
                 self._insert(item, device)
+            elif isinstance(item, Heads | Stream):
+                self._work_inside(item, device)
             elif isinstance(item, Prompts):
                 self._prompt(item, device)
             elif isinstance(item, Companion):
@@ -109,6 +123,12 @@ class AttachedAdapter(nn.Module):
         if item.parallel:
             self._parallel.add(site.name)
         self._remember((f"{site.name}.{n}", p) for n, p in module.named_parameters())
+
+    def _work_inside(self, item: Heads | Stream, device: torch.device) -> None:
+        module = item.module.to(device=device, dtype=torch.float32)
+        self.inside[item.name.replace(".", "_")] = module
+        self._inside.append(item)
+        self._remember((f"{item.name}.{n}", p) for n, p in module.named_parameters())
 
     def _prompt(self, item: Prompts, device: torch.device) -> None:
         module = item.module.to(device=device, dtype=torch.float32)
@@ -161,13 +181,13 @@ class AttachedAdapter(nn.Module):
     @property
     def is_pure_override(self) -> bool:
         """Whether the adapter consists of trained copies alone, and so can be merged."""
-        others = self._sites or self._prompts or self.companion or self._shadow
+        others = self._sites or self._inside or self._prompts or self.companion or self._shadow
         return bool(self._originals) and not others
 
     @property
     def is_pure_insertion(self) -> bool:
         """Whether the adapter consists of insertions alone, and so can share a batch."""
-        others = self._originals or self._prompts or self.companion or self._shadow
+        others = self._originals or self._inside or self._prompts or self.companion or self._shadow
         return bool(self._sites) and not others
 
     def site_hooks(self) -> Iterator[tuple[str, SiteHook]]:
@@ -198,6 +218,8 @@ class AttachedAdapter(nn.Module):
         modules = dict(backbone.model.named_modules())
         for path, hook in self.site_hooks():
             self._handles.append(modules[path].register_forward_hook(hook))
+        for item in self._inside:
+            self._handles += bind_inside(self, item, backbone)
         for item in self._prompts:
             self._handles += prompt_hooks(self, item, backbone)
         self.active = True

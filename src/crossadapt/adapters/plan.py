@@ -1,4 +1,4 @@
-"""What a method asks for: insertions, prompts, trained copies of parameters, or a tuned copy.
+"""What a method asks for: insertions, prompts, trained copies of parameters, a tuned copy.
 
 A method's ``plan(backbone, config)`` returns a list of these. It only describes; the engine in
 `crossadapt.adapters.attach` validates the whole list and then carries it out.
@@ -35,6 +35,42 @@ class Insertion:
     site: Site
     module: nn.Module
     parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Run `module` on the heads of the attention at `site`, in front of its output projection.
+
+    ``module(heads, x)`` maps all heads side by side (..., T, width) and the attention's input
+    (..., T, width) to new heads. If its attribute `wants_mass` is true it is also given
+    ``mass`` (..., heads, T): for every head and query the log of the sum of the exponentials of
+    the attention logits.
+    """
+
+    site: Site
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        """Its key: ``vision.3.heads``."""
+        return f"{self.site.tower}.{self.site.layer}.heads"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Add ``module(y)`` to the residual stream y (..., width) behind the attention at `site`.
+
+    Unlike an `Insertion`, the module sees the stream itself: the attention's output and what it
+    is added to.
+    """
+
+    site: Site
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        """Its key: ``vision.3.stream``."""
+        return f"{self.site.tower}.{self.site.layer}.stream"
 
 
 @dataclass(frozen=True)
@@ -104,5 +140,5 @@ class Shadow:
     set_strength: Callable[[nn.Module, float], None]
 
 
-Plan: TypeAlias = list[Insertion | Prompts | Companion | Override | Shadow]
+Plan: TypeAlias = list[Insertion | Heads | Stream | Prompts | Companion | Override | Shadow]
 """A method's whole request, in a fixed order."""

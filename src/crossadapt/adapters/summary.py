@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 from crossadapt.adapters.parts import parameter_tower
-from crossadapt.adapters.plan import Companion, Insertion, Override, Plan, Prompts, Shadow
+from crossadapt.adapters.plan import (
+    Companion,
+    Heads,
+    Insertion,
+    Override,
+    Plan,
+    Prompts,
+    Shadow,
+    Stream,
+)
 from crossadapt.adapters.registry import method_of
 from crossadapt.adapters.validate import check_plan
 
@@ -114,6 +123,9 @@ def _rows(backbone: Backbone, plan: Plan) -> list[_Row]:
         if isinstance(item, Insertion):
             parameters = {id(p): p for p in item.module.parameters()}
             rows.append(_Row(item.site.name, item.site.tower, parameters))
+        elif isinstance(item, Heads | Stream):
+            parameters = {id(p): p for p in item.module.parameters()}
+            rows.append(_Row(item.name, item.site.tower, parameters))
         elif isinstance(item, Prompts):
             parameters = {id(p): p for p in item.module.parameters()}
             rows.append(_Row(f"{item.tower}.prompts", item.tower, parameters))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from crossadapt.backbones.base import Backbone
     from crossadapt.backbones.precision import Precision
+    from crossadapt.data.ledger import Ledger
     from crossadapt.data.manifest import Manifest
     from crossadapt.tasks.clips import Clips
     from crossadapt.tasks.encode import Pixels
@@ -53,6 +54,7 @@ class TaskSetup:
     """What a task may draw on. A task file offers ``make_task(setup, options) -> Task``.
 
     `options` is a mapping of plain values; `read_options` turns it into the task's dataclass.
+    `ledger` receives what the task cannot use of the data.
     """
 
     backbone: Backbone
@@ -65,6 +67,7 @@ class TaskSetup:
     objective: Literal["info-nce", "sigmoid"]
     seed: int
     precision: Precision
+    ledger: Ledger | None = None
 
 
 def read_options(config: type[Config], options: Mapping[str, Any], task: str) -> Config:

@@ -22,6 +22,7 @@ from crossadapt.evaluation.metrics import RetrievalResult
 from crossadapt.evaluation.order_probe import ORDER_PROBE, ProbeResult
 from crossadapt.evaluation.plots import require_matplotlib
 from crossadapt.files import make_folder
+from crossadapt.training.classifying import MULTIMODAL_TASK
 from crossadapt.training.contender_runs import (
     RunFailed,
     known_failure,
@@ -91,6 +92,12 @@ def compare(
         ledger=Ledger(),
     )
     base = resolve_task(base, manifest)
+    if base.task == MULTIMODAL_TASK:
+        raise UserError(
+            "a comparison measures retrieval, and the task multimodal classifies",
+            where="task",
+            fix="train each setting with crossadapt train; run.json holds its scores",
+        )
     backbone = backbones.load(base.backbone)
     identity = {"data": manifest.fingerprint, "backbone": backbone.fingerprint}
     jobs, failures = _jobs(base, contenders, backbone, seeds, keep_going=keep_going)

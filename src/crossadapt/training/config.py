@@ -152,6 +152,8 @@ METHOD_LR: dict[str, float] = {
     "maple": 3e-3,
     "apollo": 1e-3,
     "cross-modal-adapter": 3e-3,
+    # Gates and up-projections start at zero, like MV-Adapter's.
+    "cm3t": 1e-3,
     "mv-adapter": 3e-3,
     "projection": 1e-3,
     "partial": 3e-4,

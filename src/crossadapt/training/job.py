@@ -64,8 +64,8 @@ class TrainJob:
     objective: Literal["info-nce", "sigmoid"] = "info-nce"
     """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
     task: str = "auto"
-    """What is learned: `retrieval`, `video-retrieval`, `pretraining`; by what the data hold when
-    `auto`."""
+    """What is learned: `retrieval`, `video-retrieval`, `multimodal` (classes, with further
+    modalities), `pretraining`; by what the data hold when `auto`."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task by name."""
     frames: int | None = None

@@ -138,6 +138,17 @@ def open_splits(
     return Splits(train, splits.get("val"), splits.get("test"), duplicates)
 
 
+def leak_note(found: DuplicateReport) -> str:
+    """A warning when test or validation items occur in training too, else nothing."""
+    pictures, texts = len(found.picture_leaks), len(found.caption_leaks)
+    if not pictures + texts:
+        return ""
+    return (
+        f"note: {pictures} look-alike pictures and {texts} equal texts lie in several splits; "
+        "the held-out score counts them (see the report)"
+    )
+
+
 def open_store(
     manifest: Manifest,
     backbone: Backbone,

@@ -53,8 +53,12 @@ def limit_logit_scale(trained: Mapping[str, Parameter]) -> None:
 
 
 def trained_tensors(backbone: Backbone, adapter: str, task: Task) -> dict[str, Parameter]:
-    """The adapter's tensors as ``adapter.NAME`` and the task's own as ``task.NAME``."""
-    tensors = {f"adapter.{n}": p for n, p in attached(backbone, adapter).trained().items()}
+    """The adapter's tensors as ``adapter.NAME`` and the task's own as ``task.NAME``.
+
+    Tensors of an earlier stage that need no gradient any more are left out.
+    """
+    own = attached(backbone, adapter).named_trained()
+    tensors = {f"adapter.{n}": p for n, p in own if p.requires_grad}
     return tensors | {f"task.{name}": p for name, p in task.parameters().items()}
 
 
