@@ -37,7 +37,8 @@ def load(
             * ``config:NAME``, the true architecture with random weights, see
               `config_names`;
             * ``new:FILE``, random weights and an own tokenizer as a YAML file describes;
-            * ``tiny:clip`` or ``tiny:siglip``, for tests.
+            * ``tiny:clip`` or ``tiny:siglip``, for tests;
+            * ``fuse:A+B``, two or more of these as one backbone, see `fused`.
         attention: ``eager``, ``sdpa`` or ``auto``: what `choose_attention` picks per tower. The
             result is in `backbone.attention`.
         dtype: of the frozen weights, float32 unless given (half-precision files are cast).
@@ -85,6 +86,16 @@ def _read(
         from crossadapt.backbones.miniature import tiny
 
         return tiny(rest, seed=seed or 0, weights=weights)
+    if colon and scheme == "fuse":
+        from crossadapt.backbones.fused import load_fused
+
+        if tokenizer is not None:
+            raise UserError(
+                "a fused backbone takes the tokenizers of its members",
+                where=source,
+                fix="leave tokenizer out",
+            )
+        return load_fused(rest, lambda name: _read(name, dtype, weights, None, None, seed))
     from crossadapt.backbones.directory import load_directory
 
     folder = _locate(source)

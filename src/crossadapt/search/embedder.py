@@ -268,7 +268,7 @@ class Embedder:
             "seed": adapter.seed,
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, parameter in sorted(adapter.trained().items()):
+        for name, parameter in sorted({**adapter.trained(), **adapter.kept()}.items()):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             values = parameter.detach().to("cpu", torch.float32).contiguous()
             digest.update(values.numpy().tobytes())

@@ -126,6 +126,8 @@ METHOD_LR: dict[str, float] = {
     "maple": 3e-3,
     "apollo": 1e-3,
     "cross-modal-adapter": 3e-3,
+    # As published; dense layers from random values.
+    "hada": 1e-4,
     "mv-adapter": 3e-3,
     "projection": 1e-3,
     "partial": 3e-4,
