@@ -27,6 +27,7 @@ from crossadapt.layers.momentum import MomentumQueue, average_into, same_keys, s
 from crossadapt.methods.hada import HadaFusion
 
 STREAMS = ("image", "text")
+USUAL_QUEUE = 4096
 COLDEST, WARMEST = 0.001, 0.5
 """Bounds of the temperature."""
 
@@ -35,8 +36,9 @@ COLDEST, WARMEST = 0.001, 0.5
 class FusionConfig:
     """What the task has beyond the settings of every run."""
 
-    queue: int = 4096
-    """Rows of each queue, a multiple of the batch size; published with 64,000."""
+    queue: int | None = None
+    """Rows of each queue, a multiple of the batch size; unset: the largest one up to 4,096 that
+    is. Published with 64,000."""
     momentum: float = 0.995
     """Share of a momentum copy that stays at an update."""
     distil: float = 0.4
@@ -59,7 +61,7 @@ class FusionConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""
         fine = {
-            "queue": self.queue >= 1,
+            "queue": self.queue is None or self.queue >= 1,
             "momentum": 0 <= self.momentum <= 1,
             "distil": 0 <= self.distil <= 1,
             "image_weight": 0 <= self.image_weight <= 1,
@@ -99,7 +101,8 @@ class MomentumContrast:
         # The members' own vectors are needed only where they are mixed in.
         self.widths = [self.size, *(fusion.sizes if fusion.mix is not None else [])]
         streams = dict.fromkeys(STREAMS, self.widths)
-        self.queue = MomentumQueue(config.queue, batch, streams, 2, seed).to(device)
+        rows = config.queue or max(1, USUAL_QUEUE // batch) * batch
+        self.queue = MomentumQueue(rows, batch, streams, 2, seed).to(device)
         self._step = torch.zeros(1, dtype=torch.int64)
         self._pending: tuple[dict[str, Tensor], Tensor] | None = None
 
