@@ -152,7 +152,7 @@ class FusedBackbone(HFBackbone):
         units = [F.normalize(e.float(), dim=-1) for e in embeddings]
         first = units[0].new_zeros(len(units[0]), ROOM) if z is None else _padded(z.float())
         # Zero times the root's infinite slope at 0 would be NaN in a gradient.
-        roots = [w.sqrt() if float(w) > 0 else w.detach() for w in weights]
+        roots = [w.sqrt() if float(w.detach()) > 0 else w.detach() for w in weights]
         return torch.cat([r * x for r, x in zip(roots, [first, *units], strict=True)], dim=-1)
 
     # -- shape and identity -------------------------------------------------------------------
