@@ -95,3 +95,17 @@ def test_compare_gives_each_method_its_own_task() -> None:
     base = TrainJob(data="photos", backbone=FUSED, task="retrieval")
     tasks = [_job(base, parse_contender(m), 0).task for m in ("hada:heads=2", "projection")]
     assert tasks == ["fusion", "retrieval"]
+
+
+def test_look_alikes_do_not_depend_on_what_else_is_on_the_canvas(photos: Path) -> None:
+    from crossadapt import load
+    from crossadapt.data import Ledger, read_manifest
+    from crossadapt.training.splits import open_splits
+
+    rows = read_manifest(str(photos))
+    found = [
+        open_splits(rows, load(source), ledger=Ledger(), cache=False, workers=1).duplicates
+        for source in ("tiny:clip", FUSED)
+    ]
+    assert found[0].pictures == found[1].pictures
+    assert found[0].items == found[1].items == 40

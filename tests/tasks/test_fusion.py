@@ -153,10 +153,10 @@ def test_soft_targets_rise_over_the_first_epoch() -> None:
     losses = {}
     for distil in (0.0, 0.8):
         backbone, adapter, task = prepare({"distil": distil, "matching": 0.0})
-        found = []
-        for start in (0, 5, 10, 15):
-            found.append(step(backbone, adapter, task, range(start, start + 5))["itc"])
-        losses[distil] = found
+        losses[distil] = [
+            step(backbone, adapter, task, range(start, start + 5))["itc"]
+            for start in (0, 5, 10, 15)
+        ]
     assert losses[0.0][0] == losses[0.8][0]
     assert losses[0.0][1] != losses[0.8][1]
 
@@ -248,7 +248,7 @@ def test_features_that_do_not_fit_are_computed_anew_with_the_same_result() -> No
 
 
 def test_the_scale_is_that_of_all_unit_features() -> None:
-    backbone, _, task = prepare()
+    _, _, task = prepare()
     values = []
     rows = torch.arange(20)
     for stream in ("image", "text"):
@@ -341,7 +341,7 @@ def test_a_second_stage_starts_where_the_first_ended(tmp_path) -> None:
 
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path) -> None:
-    backbone, adapter, task = prepare()
+    backbone, _, _ = prepare()
     save_adapter(backbone, "default", tmp_path / "a")
     with pytest.raises(UserError, match="shape"):
         prepare({"start_from": str(tmp_path / "a")}, heads=4)
