@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from crossadapt import backbones
 from crossadapt.adapters.attach import attach
 from crossadapt.adapters.registry import get_method, make_config, method_names
-from crossadapt.backbones import load, tiny
+from crossadapt.backbones import load, save_backbone, tiny
 from crossadapt.backbones.fused import ROOM, FusedBackbone
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.errors import UserError
-from crossadapt.tasks.encode import cut, encode_images, encode_texts
+from crossadapt.tasks.clips import clip_features
+from crossadapt.tasks.encode import cut, encode_images, encode_texts, training_features
 
 TEXTS = ["a red door", "two green birds on a blue boat", "a"]
 
@@ -247,6 +248,19 @@ def test_methods_for_one_backbone_say_so(fused, method: str) -> None:
     with pytest.raises(UserError):
         attach(fused, make_config(method))
     assert not len(fused.adapters)
+
+
+def test_clips_and_dropped_patches(fused) -> None:
+    pixels = torch.stack([fused.preprocess.pixels(image) for image in pictures()])
+    found = clip_features(fused, pixels[None], torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(found[0].detach(), of_fused(fused)[0])
+    with pytest.raises(UserError, match="no patches to drop"):
+        training_features(fused, pixels, token_drop=0.5)
+
+
+def test_it_is_not_saved_as_one(fused, tmp_path) -> None:
+    with pytest.raises(UserError, match="not saved as one"):
+        save_backbone(fused, tmp_path / "a")
 
 
 def test_peft_says_so(fused) -> None:

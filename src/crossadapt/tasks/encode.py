@@ -46,16 +46,28 @@ def training_features(backbone: Backbone, pixels: Tensor, token_drop: float = 0.
         pixels: normalised here.
         token_drop: share of patch tokens dropped at random, other ones for each picture.
     """
-    if token_drop == 0:
+    with patch_drop(backbone, token_drop):
         return backbone.encode_image(backbone.preprocess.normalise(pixels))
+
+
+@contextmanager
+def patch_drop(backbone: Backbone, share: float) -> Iterator[None]:
+    """Inside the block the vision tower loses a `share` of its patch tokens; 0 does nothing.
+
+    Raises:
+        UserError: the backbone has no one vision tower to drop patches in.
+    """
+    if share == 0:
+        yield
+        return
     model = backbone.model if backbone.shadow is None else backbone.shadow
     site = next((s for s in backbone.sites() if s.name == "vision.embedding"), None)
     if site is None:
         raise UserError(
             f"{backbone.source} has no patches to drop", where="token_drop", fix="leave it out"
         )
-    with dropping(model.get_submodule(site.path), token_drop):
-        return backbone.encode_image(backbone.preprocess.normalise(pixels))
+    with dropping(model.get_submodule(site.path), share):
+        yield
 
 
 def encode_images(

@@ -5,7 +5,7 @@ The loss is `momentum_contrast`; batches, validation and checkpoints are those o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -89,7 +89,9 @@ class FusionTask:
         self.sampler = PairSampler(train, batch_size, seed=seed, captions=captions, drop_last=True)
         tokens = backbone.tokenize(train.texts)
         self._ids, self._mask = tokens.ids.int(), tokens.mask
-        self._keys = torch.stack([torch.from_numpy(train.groups), _text_keys(train.texts)], 1)
+        self._keys = torch.stack(
+            [torch.from_numpy(train.groups), objectives.text_keys(train.texts)], 1
+        )
         if self.config.start_from:
             self._warm_start(Path(self.config.start_from))
         self.stores = self._see(self.config.cache_mb * 2**20)
@@ -228,9 +230,3 @@ def _hada(backbone: Backbone) -> tuple[FusedBackbone, HadaFusion]:
             fix="give --method hada and --backbone fuse:A+B, or leave the task out",
         )
     return backbone, fusion
-
-
-def _text_keys(texts: Sequence[str]) -> Tensor:
-    """A number for each text, equal for texts that differ in case or spaces only."""
-    folded = [" ".join(text.casefold().split()) for text in texts]
-    return torch.from_numpy(np.unique(folded, return_inverse=True)[1])
