@@ -65,9 +65,7 @@ class HubAttention(nn.Module):
 
     def forward(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
         """Nodes (B, n_i, T) per model, hub first, and masks (B, n_i) to hubs (B, models, H C)."""
-        values, weights = self._attend(tokens, masks)
-        mixed = torch.einsum("btnh,bnhc->bthc", self.dropout(weights), values)
-        return mixed.flatten(2) + self.bias
+        return self._gathered(torch.cat(list(tokens), 1), self.weights(tokens, masks))
 
     def everything(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
         """What comes out of every node, (B, n_i, H C) per model.
@@ -75,34 +73,46 @@ class HubAttention(nn.Module):
         A token that receives nothing attends to itself alone: ``o_j = L x_j + b``. Nobody reads
         these, but a batch norm behind the layer is fed with them.
         """
-        values, weights = self._attend(tokens, masks)
-        hubs = torch.einsum("btnh,bnhc->bthc", self.dropout(weights), values).flatten(2)
-        alone = self.dropout(weights.new_ones(*values.shape[:3], 1)) * values
+        nodes = torch.cat(list(tokens), 1)
+        hubs = self._gathered(nodes, self.weights(tokens, masks))
+        values = self.source(nodes).unflatten(2, (self.heads, self.channels))
+        alone = self.dropout(values.new_ones(*values.shape[:3], 1)) * values
         sizes = [x.shape[1] for x in tokens]
         found = []
-        for index, rest in enumerate(alone.flatten(2).split(sizes, 1)):
-            found.append(torch.cat([hubs[:, index : index + 1], rest[:, 1:]], 1) + self.bias)
+        for index, rest in enumerate((alone.flatten(2) + self.bias).split(sizes, 1)):
+            found.append(torch.cat([hubs[:, index : index + 1], rest[:, 1:]], 1))
         return found
 
     def weights(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
         """Attention (B, models, nodes, H) of every hub; each row sums to 1, masked nodes get 0."""
-        return self._attend(tokens, masks)[1]
-
-    def _attend(self, tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Values (B, nodes, H, C) and attention (B, models, nodes, H)."""
         split = (self.heads, self.channels)
         values = self.source(torch.cat(list(tokens), 1)).unflatten(2, split)
         hubs = torch.stack([x[:, 0] for x in tokens], 1)
         queries = self.target(hubs).unflatten(2, split)
         scalars, there = edge_scalars(masks, self.edges)
+        edge, vector = self.edge.to(values.dtype), self.vector.to(values.dtype)
         logits = []
         # Target by target: the sum over channels makes a tensor of the size of the values each.
         for t in range(len(tokens)):
-            edge = self.edge * scalars[:, t, :, None, None].to(values.dtype)
-            inner = F.leaky_relu(values + queries[:, t, None] + edge, SLOPE)
-            logits.append(torch.einsum("bnhc,hc->bnh", inner, self.vector.to(inner.dtype)))
+            scalar = scalars[:, t, :, None, None].to(values.dtype)
+            inner = torch.addcmul(values + queries[:, t, None], edge, scalar)
+            logits.append(torch.einsum("bnhc,hc->bnh", F.leaky_relu(inner, SLOPE), vector))
         scores = torch.stack(logits, 1).float().masked_fill(~there[..., None], -torch.inf)
-        return values, scores.softmax(2).to(values.dtype)
+        return scores.softmax(2)
+
+    def _gathered(self, nodes: Tensor, weights: Tensor) -> Tensor:
+        """Outputs (B, models, H C) from nodes (B, N, T) and attention (B, models, N, H).
+
+        The sum over nodes is taken in front of the linear map, ``L sum(w x) + b sum(w)``: equal to
+        summing mapped nodes, and there are fewer hubs than nodes. With dropout, sum(w) is not 1.
+        """
+        shares = self.dropout(weights).transpose(2, 3)
+        mixed = torch.einsum("bthn,bnc->bthc", shares.to(nodes.dtype), nodes)
+        matrix = self.source.weight.unflatten(0, (self.heads, self.channels))
+        offset = self.source.bias.unflatten(0, (self.heads, self.channels))
+        found = torch.einsum("bthi,hci->bthc", mixed, matrix.to(mixed.dtype))
+        found = found + offset * shares.sum(3, keepdim=True)
+        return found.flatten(2) + self.bias
 
 
 def edge_scalars(masks: Sequence[Tensor], edges: Edges) -> tuple[Tensor, Tensor]:
