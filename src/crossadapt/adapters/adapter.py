@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from crossadapt.adapters.dial import dialled
 from crossadapt.adapters.inside import bind_inside
+from crossadapt.adapters.joining import Joining
 from crossadapt.adapters.plan import (
     Companion,
     Heads,
     Insertion,
+    Join,
     Override,
     Plan,
     Prompts,
@@ -21,6 +23,7 @@ from crossadapt.adapters.plan import (
     Stream,
 )
 from crossadapt.adapters.prompting import Prompting, prompt_hooks
+from crossadapt.backbones.fused import FusedBackbone
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -83,6 +86,7 @@ class AttachedAdapter(nn.Module):
         self.inside = nn.ModuleDict()
         self.prompts = nn.ModuleDict()
         self.companion: nn.Module | None = None
+        self.join: nn.Module | None = None
         self.copies = nn.ParameterDict()
         self.tuned = nn.ParameterDict()
         # What belongs to the backbone is kept out of the module tree: a plain dict of frozen
@@ -110,6 +114,9 @@ class AttachedAdapter(nn.Module):
             elif isinstance(item, Companion):
                 self.companion = item.module.to(device=device, dtype=torch.float32)
                 self._remember((f"companion.{n}", p) for n, p in item.module.named_parameters())
+            elif isinstance(item, Join):
+                self.join = item.module.to(device=device, dtype=torch.float32)
+                self._remember((f"join.{n}", p) for n, p in item.module.named_parameters())
             elif isinstance(item, Override):
                 self._copy(item, originals[item.parameter])
             else:
@@ -174,6 +181,15 @@ class AttachedAdapter(nn.Module):
         """`named_trained` as a dict."""
         return dict(self._names)
 
+    def kept(self) -> dict[str, Tensor]:
+        """What a fusion must keep beside trained values: its float buffers, by file names."""
+        names = {} if self.join is None else self.join.state_dict(keep_vars=True)
+        return {
+            f"join.{name}": value
+            for name, value in names.items()
+            if not isinstance(value, nn.Parameter) and value.is_floating_point()
+        }
+
     def count(self) -> int:
         """Number of trained values; shared ones count once."""
         return sum(p.numel() for p in self._names.values())
@@ -181,13 +197,27 @@ class AttachedAdapter(nn.Module):
     @property
     def is_pure_override(self) -> bool:
         """Whether the adapter consists of trained copies alone, and so can be merged."""
-        others = self._sites or self._inside or self._prompts or self.companion or self._shadow
+        others = (
+            self._sites
+            or self._inside
+            or self._prompts
+            or self.companion
+            or self.join
+            or self._shadow
+        )
         return bool(self._originals) and not others
 
     @property
     def is_pure_insertion(self) -> bool:
         """Whether the adapter consists of insertions alone, and so can share a batch."""
-        others = self._originals or self._inside or self._prompts or self.companion or self._shadow
+        others = (
+            self._originals
+            or self._inside
+            or self._prompts
+            or self.companion
+            or self.join
+            or self._shadow
+        )
         return bool(self._sites) and not others
 
     def site_hooks(self) -> Iterator[tuple[str, SiteHook]]:
@@ -231,6 +261,8 @@ class AttachedAdapter(nn.Module):
         backbone.shadow = None
         dial = self._prompts and self.strength > 0.0
         backbone.prompting = Prompting(self, self._prompts) if dial else None
+        if isinstance(backbone, FusedBackbone):
+            backbone.joining = None if self.join is None else Joining(self, self.join)
         if self._shadow is not None and self.strength > 0.0:
             item, tuned = self._shadow
             item.set_strength(tuned, self.strength)
@@ -243,6 +275,8 @@ class AttachedAdapter(nn.Module):
         backbone.override_source = None
         backbone.shadow = None
         backbone.prompting = None
+        if isinstance(backbone, FusedBackbone):
+            backbone.joining = None
         self.active = False
 
     def train(self, mode: bool = True) -> AttachedAdapter:

@@ -42,6 +42,12 @@ def parameter_parts(backbone: Backbone) -> Parts:
     for site in backbone.sites():
         if site.kind in ("attention", "mlp"):
             prefixes[site.path.rpartition(".")[0] + "."] = (site.tower, site.layer)
+    if not prefixes:
+        raise UserError(
+            "this backbone has no layers of its own to train",
+            where=backbone.source,
+            fix="adapt one of its members alone, or use the method hada",
+        )
     layers: dict[tuple[Tower, int], list[str]] = {key: [] for key in prefixes.values()}
     stem: list[str] = []
     heads: list[str] = []

@@ -1,4 +1,4 @@
-"""What a method asks for: insertions, prompts, trained copies of parameters, a tuned copy.
+"""What a method asks for: insertions, prompts, a fusion, trained copies, or a tuned copy.
 
 A method's ``plan(backbone, config)`` returns a list of these. It only describes; the engine in
 `crossadapt.adapters.attach` validates the whole list and then carries it out.
@@ -105,6 +105,18 @@ class Companion:
 
 
 @dataclass(frozen=True)
+class Join:
+    """Encode with a trained fusion of what the members of a fused backbone see.
+
+    At most one per plan, on a `crossadapt.backbones.fused.FusedBackbone` only. For what `module`
+    must offer see `crossadapt.adapters.joining`. Its parameters under ``branches.vision`` and
+    ``branches.text`` belong to a tower, the others to both.
+    """
+
+    module: nn.Module
+
+
+@dataclass(frozen=True)
 class Override:
     """Use a trained float32 copy of one backbone parameter instead of the frozen one.
 
@@ -140,5 +152,5 @@ class Shadow:
     set_strength: Callable[[nn.Module, float], None]
 
 
-Plan: TypeAlias = list[Insertion | Heads | Stream | Prompts | Companion | Override | Shadow]
+Plan: TypeAlias = list[Insertion | Heads | Stream | Prompts | Companion | Join | Override | Shadow]
 """A method's whole request, in a fixed order."""

@@ -15,6 +15,7 @@ from crossadapt.adapters.plan import (
     Companion,
     Heads,
     Insertion,
+    Join,
     Override,
     Plan,
     Prompts,
@@ -132,6 +133,8 @@ def _rows(backbone: Backbone, plan: Plan) -> list[_Row]:
         elif isinstance(item, Companion):
             parameters = {id(p): p for p in item.module.parameters()}
             rows.append(_Row("companion", "shared", parameters))
+        elif isinstance(item, Join):
+            rows += _join_rows(item)
         elif isinstance(item, Override):
             original = originals[item.parameter]
             tower = parameter_tower(backbone, item.parameter)
@@ -139,6 +142,16 @@ def _rows(backbone: Backbone, plan: Plan) -> list[_Row]:
         else:
             rows += _shadow_rows(backbone, item)
     return rows
+
+
+def _join_rows(item: Join) -> list[_Row]:
+    """One row per tower's branch of a fusion, and one for what belongs to both."""
+    found: dict[str, dict[int, nn.Parameter]] = {"vision": {}, "text": {}, "shared": {}}
+    for name, parameter in item.module.named_parameters():
+        first, _, rest = name.partition(".")
+        tower = rest.partition(".")[0] if first == "branches" else "shared"
+        found[tower][id(parameter)] = parameter
+    return [_Row(f"{tower}.join", tower, p) for tower, p in found.items() if p]
 
 
 def _shadow_rows(backbone: Backbone, item: Shadow) -> list[_Row]:

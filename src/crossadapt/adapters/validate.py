@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from crossadapt.adapters.inside import check_inside
+from crossadapt.adapters.joining import check_join
 from crossadapt.adapters.plan import (
     Companion,
     Heads,
     Insertion,
+    Join,
     Override,
     Prompts,
     Shadow,
@@ -81,6 +83,8 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
             key = check_prompts(backbone, item, method)
         elif isinstance(item, Companion):
             key = "a companion"
+        elif isinstance(item, Join):
+            key = check_join(backbone, item, method)
         elif isinstance(item, Override):
             key = _check_override(item, parameters, method, backbone.source)
         elif isinstance(item, Shadow):
@@ -93,8 +97,7 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
         else:
             raise UserError(
                 f"the plan of {method} contains a {type(item).__name__}",
-                fix="a plan holds Insertion, Heads, Stream, Prompts, Companion, Override and "
-                "Shadow items only",
+                fix="a plan holds items of `crossadapt.adapters.plan` only: Insertion, Override, …",
             )
         if key in seen:
             raise UserError(f"the plan of {method} uses {key} twice", fix="give every target once")

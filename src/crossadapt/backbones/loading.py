@@ -40,7 +40,8 @@ def load(
             * ``config:NAME``, the true architecture with random weights, see `config_names`, and
               ``config:open_clip/NAME`` for open_clip's own list;
             * ``new:FILE``, random weights and an own tokenizer as a YAML file describes;
-            * ``tiny:clip``, ``tiny:siglip`` or ``tiny:open_clip``, for tests.
+            * ``tiny:clip``, ``tiny:siglip`` or ``tiny:open_clip``, for tests;
+            * ``fuse:A+B``, two or more of these as one backbone, see `fused`.
         attention: ``eager``, ``sdpa`` or ``auto``: what `choose_attention` picks per tower. The
             result is in `backbone.attention`.
         dtype: of the frozen weights, float32 unless given (half-precision files are cast).
@@ -92,6 +93,16 @@ def _read(
         from crossadapt.backbones.miniature import tiny
 
         return tiny(rest, seed=seed or 0, weights=weights)
+    if colon and scheme == "fuse":
+        from crossadapt.backbones.fused import load_fused
+
+        if tokenizer is not None:
+            raise UserError(
+                "a fused backbone takes the tokenizers of its members",
+                where=source,
+                fix="leave tokenizer out",
+            )
+        return load_fused(rest, lambda name: _read(name, dtype, weights, None, None, seed))
     packed = bool(colon) and scheme == "open_clip"
     folder = _locate(rest, packed=True) if packed else _locate(source)
     if packed or _is_open_clip(folder):

@@ -44,6 +44,12 @@ def save_backbone(backbone: HFBackbone, folder: str | Path, dtype: str = "float1
         UserError: no weights or tokenizer to save, a weight outside the dtype's range, an
             unwritable or full disk.
     """
+    if backbone.family == "fuse":
+        raise UserError(
+            "A fused backbone is not saved as one.",
+            where=backbone.source,
+            fix="keep the folders of its members, and save the adapter",
+        )
     folder = Path(folder).expanduser()
     state = _cast(backbone, dtype)
     tokenizer = getattr(backbone.tokenize, "tokenizer", None)

@@ -171,6 +171,15 @@ def make_tokens(tokenizer: Any, config: Any, where: str) -> Tokens:
     return ClipTokens(tokenizer, text.max_position_embeddings, text.eos_token_id, where)
 
 
+def cut(tokens: TokenBatch) -> TokenBatch:
+    """Drop the columns that are padding in every row; ids come out as int64.
+
+    A family that reads its padding marks it as text, so nothing is cut there.
+    """
+    used = int(tokens.mask.any(dim=0).nonzero().max()) + 1
+    return TokenBatch(tokens.ids[:, :used].long(), tokens.mask[:, :used])
+
+
 def checked(texts: Sequence[str]) -> list[str]:
     """`texts` as a list; anything but a non-empty list of strings is a `UserError`."""
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):

@@ -270,7 +270,7 @@ class Embedder:
         if adapter.strength != 1:  # at 1, fingerprints are what they were before it was saved
             facts["strength"] = adapter.strength
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, parameter in sorted(adapter.trained().items()):
+        for name, parameter in sorted({**adapter.trained(), **adapter.kept()}.items()):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             values = parameter.detach().to("cpu", torch.float32).contiguous()
             digest.update(values.numpy().tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from crossadapt.errors import UserError, did_you_mean
 
@@ -134,4 +134,17 @@ class Task(Protocol):
 
     def parameters(self) -> Mapping[str, Parameter]:
         """Trained tensors of the task's own (heads); checkpointed, never part of the adapter."""
+        ...
+
+
+@runtime_checkable
+class StatefulTask(Protocol):
+    """What a task offers in addition when it keeps state of its own: a momentum copy, a queue."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Tensors that a resumed run needs, by name; a checkpoint is read into them in place."""
+        ...
+
+    def after_step(self) -> None:
+        """Called once after every update of the trained tensors."""
         ...

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from crossadapt.errors import UserError
-from crossadapt.layers.token_drop import dropping
-from crossadapt.tasks.encode import Pixels, evaluating, need, where
+from crossadapt.tasks.encode import Pixels, evaluating, need, patch_drop, where
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
@@ -111,10 +110,8 @@ def clip_features(
         mask: bool (B, F).
         token_drop: share of patch tokens dropped at random, other ones for each frame.
     """
-    model = backbone.model if backbone.shadow is None else backbone.shadow
-    site = next(s for s in backbone.sites() if s.name == "vision.embedding")
     normalised = backbone.preprocess.normalise(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-    with dropping(model.get_submodule(site.path), token_drop):
+    with patch_drop(backbone, token_drop):
         return backbone.encode_frames(normalised, mask)
 
 

@@ -7,8 +7,10 @@ that several captions of one picture are never pushed apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -99,6 +101,12 @@ def same(*keys: Tensor) -> Tensor:
     """Positives (N, N): rows i and j match when any of the given keys (N,) is equal."""
     matches = [key[:, None] == key[None, :] for key in keys]
     return torch.stack(matches).any(dim=0)
+
+
+def text_keys(texts: Sequence[str]) -> Tensor:
+    """A key (N,) for each text, equal for texts that differ in case or spaces only."""
+    folded = [" ".join(text.casefold().split()) for text in texts]
+    return torch.from_numpy(np.unique(folded, return_inverse=True)[1])
 
 
 def gather(x: Tensor) -> Tensor:

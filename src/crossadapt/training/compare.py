@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crossadapt import backbones
+from crossadapt.adapters.registry import get_method
 from crossadapt.data import Ledger, read_manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.comparison import Comparison, ComparisonRow, write_comparison
@@ -180,6 +181,7 @@ def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
         seed=seed,
         # A method that loses to zero-shot is a result here, not a mistake to stop for.
         guard=0 if base.guard is None else base.guard,
+        task=get_method(contender.method).task or base.task,
         **contender.settings,
     )
     if "pooling" in contender.settings:

@@ -154,6 +154,8 @@ METHOD_LR: dict[str, float] = {
     "cross-modal-adapter": 3e-3,
     # Gates and up-projections start at zero, like MV-Adapter's.
     "cm3t": 1e-3,
+    # As published; dense layers from random values.
+    "hada": 1e-4,
     "mv-adapter": 3e-3,
     "projection": 1e-3,
     "partial": 3e-4,

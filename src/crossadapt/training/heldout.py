@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from crossadapt.adapters.registry import get_method
 from crossadapt.data import Ledger, Manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.metrics import RetrievalResult
@@ -102,14 +103,16 @@ class Measure:
 def resolve_task(job: TrainJob, manifest: Manifest) -> TrainJob:
     """The job with its task, and with clip settings in place when it is about clips.
 
-    `auto` becomes video retrieval when any item is a video, else retrieval.
+    `auto` becomes the method's own task if it has one, else video retrieval when any item is a
+    video, else retrieval.
 
     Raises:
         UserError: clip settings for a task that takes pictures.
     """
     task = job.task.replace("-", "_")
     if task == "auto":
-        task = VIDEO_TASK if has_videos(manifest) else "retrieval"
+        own = get_method(job.method).task
+        task = own or (VIDEO_TASK if has_videos(manifest) else "retrieval")
     if task == VIDEO_TASK:
         options = dict(job.task_options)
         if job.pooling is not None:

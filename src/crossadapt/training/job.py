@@ -20,7 +20,8 @@ class TrainJob:
     output: Path = Path("runs/adapter")
     """Folder of the result: adapter, model card, run record, events, checkpoints, ledger."""
     backbone: str = "pico-clip"
-    """`pico-clip`, a model folder, a hub id, `config:NAME`, or `new:FILE` for a new model."""
+    """`pico-clip`, a model folder, a hub id, `config:NAME`, `fuse:A+B` for several as one, or
+    `new:FILE` for a new model."""
     method: str = "cross-modal-adapter"
     """How to adapt; see the list of methods."""
     method_options: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +66,7 @@ class TrainJob:
     """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
     task: str = "auto"
     """What is learned: `retrieval`, `video-retrieval`, `multimodal` (classes, with further
-    modalities), `pretraining`; by what the data hold when `auto`."""
+    modalities), `pretraining`, `fusion`; by method and data when `auto`."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task by name."""
     frames: int | None = None

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from crossadapt.adapters.attach import attached
+from crossadapt.adapters.attach import active, attached
 from crossadapt.adapters.companion import companion
 from crossadapt.errors import UserError
+from crossadapt.tasks.base import StatefulTask
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
@@ -31,6 +32,13 @@ def refuse_idle_companion(backbone: Backbone, task: Task) -> None:
     Raises:
         UserError: the active adapter has a companion, and the task does not call it.
     """
+    adapter = active(backbone)
+    if adapter is not None and adapter.join is not None and not getattr(task, "trains_join", False):
+        raise UserError(
+            f"the task {task.name} does not train all parts of {adapter.method}",
+            where="task",
+            fix="leave the task out, or give --task fusion",
+        )
     if companion(backbone) is not None and not getattr(task, "calls_companion", False):
         raise UserError(
             f"the task {task.name} does not call the part of this method that scores pairs",
@@ -60,6 +68,23 @@ def trained_tensors(backbone: Backbone, adapter: str, task: Task) -> dict[str, P
     own = attached(backbone, adapter).named_trained()
     tensors = {f"adapter.{n}": p for n, p in own if p.requires_grad}
     return tensors | {f"task.{name}": p for name, p in task.parameters().items()}
+
+
+def after_step(task: Task) -> None:
+    """Tell a task that keeps state of its own (`StatefulTask`) that an update was made."""
+    if isinstance(task, StatefulTask):
+        task.after_step()
+
+
+def kept_tensors(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
+    """What the adapter keeps beside trained values, as ``adapter.NAME``."""
+    return {f"adapter.{n}": x for n, x in attached(backbone, adapter).kept().items()}
+
+
+def state_tensors(task: Task) -> dict[str, Tensor]:
+    """What a task's resumed run needs beside trained values, as ``task.NAME``."""
+    state = task.state() if isinstance(task, StatefulTask) else {}
+    return {f"task.{name}": tensor for name, tensor in state.items()}
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
