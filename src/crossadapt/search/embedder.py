@@ -178,6 +178,39 @@ class Embedder:
 
         return self._encode(np.arange(len(pixels)), chosen, encode, _PICTURES)
 
+    def clips(
+        self, pixels: np.ndarray, mask: np.ndarray, view: str = FROZEN
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of prepared clips, and of their frames.
+
+        Args:
+            pixels: uint8 (N, F, 3, H, W).
+            mask: bool (N, F), True where there is a frame.
+            view: the view of all of them.
+
+        Returns:
+            float32 (N, D), the mean of the frames' directions, and float32 (N, F, D), each frame;
+            all of length one, frames that are not there zero.
+
+        Raises:
+            UserError: an unknown view, or more frames than its adapter takes.
+        """
+        from crossadapt.layers.frame_pooling import mean_pooled
+        from crossadapt.tasks.clips import clip_features
+
+        there = torch.from_numpy(mask)
+        with self._lock, torch.inference_mode():
+            activate(self.backbone, None if self._adapter(view) is None else view)
+            try:
+                with self.precision.autocast():
+                    batch = torch.from_numpy(pixels).to(self.backbone.device)
+                    features = clip_features(self.backbone, batch, there.to(batch.device))
+            finally:
+                activate(self.backbone, None)
+            frames = features.float().cpu()
+            vectors = mean_pooled(frames, there)
+        return vectors.numpy(), F.normalize(frames, dim=-1).numpy()
+
     def texts(self, texts: Sequence[str], views: str | Sequence[str] = FROZEN) -> np.ndarray:
         """Vectors of texts: float32 (N, D) of length one, in the order given.
 
