@@ -252,6 +252,22 @@ def test_again_is_nothing_and_a_new_view_fills_its_frames(model, adapter, folder
     assert rows(tmp_path / "plain")["late.mp4"]["times"] == pytest.approx([0.0, 1.0])
 
 
+def test_a_part_of_a_file(model, folder, tmp_path) -> None:
+    lines = [
+        {"item": str(folder / "forth.mp4"), "text": "green", "start": 1.0, "end": 2.0},
+        {"item": str(folder / "back.mp4"), "text": "green to the end", "start": 2.0},
+    ]
+    table = tmp_path / "parts.jsonl"
+    table.write_text("\n".join(map(json.dumps, lines)))
+    index(model, table, tmp_path / "s", frames=2)
+    found = rows(tmp_path / "s")
+    assert found["forth.mp4"]["times"] == pytest.approx([1.2, 1.7], abs=0.06)
+    assert found["back.mp4"]["times"] == pytest.approx([2.5, 3.5])
+    table.write_text(json.dumps(lines[0] | {"start": "soon"}))
+    with pytest.raises(UserError, match="start 'soon' and end 2.0 are not seconds"):
+        scan([str(table)], ledger=Ledger())
+
+
 def test_frames_survive_export_and_import(store, tmp_path) -> None:
     home = Collections(str(store))
     export_parquet(home.open(NAME), tmp_path / "films.parquet")

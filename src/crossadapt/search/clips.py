@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossadapt.data.decoding import Unreadable, check_file, message
-from crossadapt.data.frame_choice import Sampling
+from crossadapt.data.frame_choice import WHOLE, Sampling
 from crossadapt.errors import UserError
 from crossadapt.search.card import FROZEN, Card, frames_column
 from crossadapt.search.composing import blended
@@ -103,7 +103,7 @@ def require_decoder() -> None:
 
 @dataclass(frozen=True)
 class MediaReader(PictureReader):
-    """A `PictureReader` that also reads ``{"video": path}``.
+    """A `PictureReader` that also reads ``{"video": path}``, with ``"span"`` a part of it.
 
     Args:
         sampling: the frames of a clip; None where there are no videos.
@@ -118,7 +118,12 @@ class MediaReader(PictureReader):
             return super().read_task(item, content, max_pixels)
         if self.sampling is None:
             raise RuntimeError("a video for a job without a frame rule")
-        return self._clip(Path(item["video"]), self.sampling, max_pixels)
+        sampling = self.sampling
+        if "span" in item:
+            start, end = item["span"]
+            span = (start, WHOLE[1] if end is None else end)
+            sampling = Sampling(sampling.rule, sampling.frames, span)
+        return self._clip(Path(item["video"]), sampling, max_pixels)
 
     def _clip(self, path: Path, sampling: Sampling, max_pixels: int) -> dict[str, Any]:
         from crossadapt.data.video import read_frames

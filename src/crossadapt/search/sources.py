@@ -6,12 +6,14 @@ read later by workers; only those of Parquet files pass through this process.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crossadapt.data.frames import span_of
 from crossadapt.data.ledger import Ledger
 from crossadapt.data.manifest import is_builtin
 from crossadapt.data.readers import detect  # the package, because importing it registers all
@@ -38,9 +40,9 @@ class Entry:
 
     item: str
     """Absolute path, ``archive.tar#member``, ``file.parquet#row``, or a built-in name."""
-    where: str | list[Any] | dict[str, str]
+    where: str | list[Any] | dict[str, Any]
     """How a worker reads it: a path or built-in name, [archive, offset, size], or
-    {"video": path}."""
+    {"video": path}, with "span": [first, last second] where only a part counts."""
     group: str
     texts: tuple[str, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -177,6 +179,10 @@ def _rows(
             entry.texts += (text,) if text else ()
         elif (found := _entry(item, kind, group, ledger)) is not None:
             found.texts, found.attributes, found.loose = (text,) * bool(text), values, loose
+            span = span_of(item, values.get("start"), values.get("end"))
+            if isinstance(found.where, dict) and span is not None:
+                # JSON has no infinity: an open end stays open.
+                found.where["span"] = [span[0], span[1] if math.isfinite(span[1]) else None]
             merged[item] = found
     yield from merged.values()
 
