@@ -61,9 +61,7 @@ def both(manifest: Manifest) -> dict[str, list[str]]:
 def sampled(manifest: Manifest, frames: int = 12) -> dict[str, int]:
     """Frames at one a second of each video, at most `frames`."""
     spans = manifest_spans(manifest)
-    store = open_frames(
-        manifest.items, zoo.tiny, key="t", frames=frames, spans=spans, cache=False
-    )
+    store = open_frames(manifest.items, zoo.tiny, key="t", frames=frames, spans=spans, cache=False)
     return {Path(item).stem: int(store[i][1].sum()) for i, item in enumerate(manifest.items)}
 
 

@@ -220,7 +220,9 @@ def test_the_terminal_shows_the_second(store, model, adapter, capsys) -> None:
     assert len(result.hits) == 3
     show(result, asked.collection, query, "blocks")
     said = capsys.readouterr().out
-    assert ["rank", "cosine", "calibrated", "at", "item", "caption"] in map(str.split, said.split("\n"))
+    assert ["rank", "cosine", "calibrated", "at", "item", "caption"] in map(
+        str.split, said.split("\n")
+    )
     for hit in result.hits:
         assert f"{hit.start:.1f} s" in said
 
@@ -264,7 +266,7 @@ def test_a_part_of_a_file(model, folder, tmp_path) -> None:
     assert found["forth.mp4"]["times"] == pytest.approx([1.2, 1.7], abs=0.06)
     assert found["back.mp4"]["times"] == pytest.approx([2.5, 3.5])
     table.write_text(json.dumps(lines[0] | {"start": "soon"}))
-    with pytest.raises(UserError, match="start 'soon' and end 2.0 are not seconds"):
+    with pytest.raises(UserError, match=r"start 'soon' and end 2\.0 are not seconds"):
         scan([str(table)], ledger=Ledger())
 
 

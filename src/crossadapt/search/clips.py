@@ -1,9 +1,9 @@
 """Clips in a collection: one row per clip, with its frames inside it, and the moment a query meets.
 
 The row's vector is the mean of the frames' directions (`mean_pooled`), so a clip is found, counted
-and filtered like a picture. The row also holds what finds the moment: ``times`` (seconds), ``stills``
-(small JPEGs) and, per view, the unit vectors of its F frames. The best frame of a hit is the one most
-like the query, looked up for the hits alone.
+and filtered like a picture. The row also holds what finds the moment: ``times`` (seconds),
+``stills`` (small JPEGs) and, per view, the unit vectors of its F frames. The best frame of a hit is
+the one most like the query, looked up for the hits alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from crossadapt.search.thumbnails import PictureReader, thumbnail
 
 if TYPE_CHECKING:
     from crossadapt.search.collection import Collection
+    from crossadapt.search.embedder import Embedder
     from crossadapt.search.query import Hit
 
 FRAMES, SAMPLING = 12, "segments"
@@ -87,18 +89,6 @@ def _trained(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return record.get("job") or {} if isinstance(record, dict) else {}
-
-
-def require_decoder() -> None:
-    """Raise a `UserError` when videos cannot be decoded here; workers could only die of it."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "the paths hold videos, and reading them needs PyAV",
-            where="video",
-            fix='pip install "crossadapt[video]"',
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -182,10 +172,42 @@ def file_id(path: Path) -> tuple[str, int]:
     return digest.hexdigest()[:32], size
 
 
+def clip_vectors(
+    embedder: Embedder, pixels: np.ndarray, mask: np.ndarray, view: str = FROZEN
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of prepared clips, and of their frames.
+
+    Args:
+        embedder: has the view.
+        pixels: uint8 (N, F, 3, H, W).
+        mask: bool (N, F), True where there is a frame.
+        view: the view of all of them.
+
+    Returns:
+        float32 (N, D), the mean of the frames' directions, and float32 (N, F, D), each frame; all
+        of length one, frames that are not there zero.
+
+    Raises:
+        UserError: an unknown view, or more frames than its adapter takes.
+    """
+    import torch
+
+    from crossadapt.layers.frame_pooling import mean_pooled
+    from crossadapt.tasks.clips import clip_features
+
+    there = torch.from_numpy(mask)
+    with embedder.alone(view) as backbone:
+        batch = torch.from_numpy(pixels).to(backbone.device)
+        frames = clip_features(backbone, batch, there.to(batch.device)).float().cpu()
+        vectors = mean_pooled(frames, there)
+        directions = torch.nn.functional.normalize(frames, dim=-1)
+    return vectors.numpy(), directions.numpy()
+
+
 def split_film(answer: Mapping[str, Any]) -> list[bytes]:
     """The JPEGs of the frames of a clip that a `MediaReader` read."""
     ends = np.cumsum([0, *answer["stills"]]).tolist()
-    return [answer["film"][a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [answer["film"][a:b] for a, b in pairwise(ends)]
 
 
 def find_moments(
@@ -210,7 +232,9 @@ def find_moments(
     for row in table.to_pylist():
         if not row["times"] or any(row[column] is None for column in columns.values()):
             continue
-        frames = {n: np.asarray(row[c], np.float32).reshape(-1, card.dim) for n, c in columns.items()}
+        frames = {
+            n: np.asarray(row[c], np.float32).reshape(-1, card.dim) for n, c in columns.items()
+        }
         best = int(np.argmax(blended(frames, view, strength) @ vector))
         hit = clips[row["id"]]
         hit.start, hit.frame = float(row["times"][best]), best

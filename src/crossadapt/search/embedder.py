@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,38 +179,20 @@ class Embedder:
 
         return self._encode(np.arange(len(pixels)), chosen, encode, _PICTURES)
 
-    def clips(
-        self, pixels: np.ndarray, mask: np.ndarray, view: str = FROZEN
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of prepared clips, and of their frames.
-
-        Args:
-            pixels: uint8 (N, F, 3, H, W).
-            mask: bool (N, F), True where there is a frame.
-            view: the view of all of them.
-
-        Returns:
-            float32 (N, D), the mean of the frames' directions, and float32 (N, F, D), each frame;
-            all of length one, frames that are not there zero.
+    @contextmanager
+    def alone(self, view: str) -> Iterator[HFBackbone]:
+        """The backbone with the adapter of `view` for whatever comes in, and nobody else's.
 
         Raises:
-            UserError: an unknown view, or more frames than its adapter takes.
+            UserError: there is no such view.
         """
-        from crossadapt.layers.frame_pooling import mean_pooled
-        from crossadapt.tasks.clips import clip_features
-
-        there = torch.from_numpy(mask)
         with self._lock, torch.inference_mode():
             activate(self.backbone, None if self._adapter(view) is None else view)
             try:
                 with self.precision.autocast():
-                    batch = torch.from_numpy(pixels).to(self.backbone.device)
-                    features = clip_features(self.backbone, batch, there.to(batch.device))
+                    yield self.backbone
             finally:
                 activate(self.backbone, None)
-            frames = features.float().cpu()
-            vectors = mean_pooled(frames, there)
-        return vectors.numpy(), F.normalize(frames, dim=-1).numpy()
 
     def texts(self, texts: Sequence[str], views: str | Sequence[str] = FROZEN) -> np.ndarray:
         """Vectors of texts: float32 (N, D) of length one, in the order given.
@@ -253,13 +236,10 @@ class Embedder:
                 with mixed(self.backbone, [chosen[row] for row in rows]):
                     found[rows] = self._unit(encode, rows)
             for name, members in alone.items():
-                activate(self.backbone, name)
-                try:
+                with self.alone(name):
                     for start in range(0, len(members), size):
                         rows = np.asarray(members[start : start + size])
                         found[rows] = self._unit(encode, rows)
-                finally:
-                    activate(self.backbone, None)
         return found
 
     def _unit(self, encode: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> np.ndarray:

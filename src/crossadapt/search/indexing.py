@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossadapt.data.container import require_decoder
 from crossadapt.data.decoding import MAX_PIXELS
 from crossadapt.errors import UserError
 from crossadapt.search.attributes import settle
-from crossadapt.search.clips import clip_rule, require_decoder
+from crossadapt.search.clips import clip_rule
 from crossadapt.search.collection import Collection, Collections
 from crossadapt.search.item_pass import ItemPass
 from crossadapt.search.job_ledger import JobLedger
@@ -141,7 +142,7 @@ def run_index(job: IndexJob, *, console: Console | None = None) -> IndexReport:
     sources = [_absolute(path) for path in job.paths]
     clips: dict[str, Any] = {}
     if any(entry.kind == "video" for entry in entries):
-        require_decoder()
+        require_decoder()  # a worker could only die of it
         clips = clip_rule(card, wanted.adapters.values(), job.frames, job.sampling).to_dict()
     with open_target(wanted, embedder, types, sources, clips) as collection:
         report.views = {view.name: view.fingerprint for view in collection.card.views}

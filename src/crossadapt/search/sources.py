@@ -209,6 +209,4 @@ def _entry(item: str, kind: str, group: str, ledger: Ledger) -> Entry | None:
         ledger.add(item, f"cannot open: {error.strerror or error}")
         return None
     where: Any = {"video": item} if kind == "video" else item
-    return Entry(
-        item, where, group, size=facts.st_size, modified=facts.st_mtime, kind=kind
-    )
+    return Entry(item, where, group, size=facts.st_size, modified=facts.st_mtime, kind=kind)

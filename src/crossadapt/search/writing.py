@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossadapt.search.card import attribute_column, frames_column, vector_column
-from crossadapt.search.clips import split_film
+from crossadapt.search.clips import clip_vectors, split_film
 from crossadapt.search.collection import Collection
 from crossadapt.search.embedder import Embedder
 from crossadapt.search.sources import Entry
@@ -119,7 +119,7 @@ class Writer:
             pixels = np.zeros((*mask.shape, *self.shape), np.uint8)
             for place, clip in enumerate(some):
                 mask[place, : len(clip)], pixels[place, : len(clip)] = True, clip
-            vectors, frames = self.embedder.clips(pixels, mask, view)
+            vectors, frames = clip_vectors(self.embedder, pixels, mask, view)
             for clip, vector, found in zip(some, vectors, frames, strict=True):
                 yield vector, found[: len(clip)]
 

@@ -1,4 +1,4 @@
-"""The page over a real collection of real clips: found, shown by its best frame, played from there."""
+"""The page over a real collection of real clips: found, shown by the best frame, played there."""
 
 from __future__ import annotations
 
