@@ -179,17 +179,23 @@ def test_reversed_negatives_see_time_and_cost_order_blind_methods_a_constant() -
     clips = Noise()
     clips.mask[:] = True
     frozen = backbones.tiny("clip")
-    gains = {}
+    orders = {}
     for name, backbone in (("mv-adapter", make(clips)[0]), ("frozen", frozen)):
-        plain, hard = (make(clips, backbone, reversed_negatives=r)[1] for r in (False, True))
-        batch = hard.collate(np.arange(5))
-        with torch.no_grad():
-            features = {n: hard.encode(backbone, n, x) for n, x in batch.inputs.items()}
-            with_wrong = hard.loss(features, batch, backbone)[0]
-            gains[name] = float(with_wrong - plain.loss(features, batch, backbone)[0])
-    # A clip and its mirror image score alike: every denominator doubles in one of two directions.
-    assert gains["frozen"] == pytest.approx(np.log(2) / 2, abs=1e-4)
-    assert abs(gains["mv-adapter"] - np.log(2) / 2) > 1e-3
+        losses = []
+        for reversed_too in (False, True):
+            # Also while patches are dropped: both directions lose the same ones.
+            options = {"reversed_negatives": reversed_too, "token_drop": 0.5}
+            task = make(clips, backbone, **options)[1]
+            batch = task.collate(np.arange(5))
+            torch.manual_seed(4)
+            with torch.no_grad():
+                features = {n: task.encode(backbone, n, x) for n, x in batch.inputs.items()}
+                value, said = task.loss(features, batch, backbone)
+            losses.append(float(value))
+        assert losses[1] - losses[0] == pytest.approx(said["order"], abs=1e-5)
+        orders[name] = said["order"]
+    assert orders["frozen"] == pytest.approx(np.log(2), abs=1e-6)
+    assert abs(orders["mv-adapter"] - np.log(2)) > 1e-5
 
 
 @pytest.mark.parametrize("pooling", HEADS)

@@ -136,7 +136,9 @@ class ItemPass:
             Sampling(rule["sampling"], rule["frames"]) if rule else None,
         )
         shared = pool.Job(reader, (), None, job.max_pixels, job.timeout)
-        window = 2 * job.batch_size + 2 * workers
+        # An item on its way holds its frames: as many of them as pictures, not as many clips.
+        frames = rule["frames"] if any(entry.kind == "video" for _, entry in todo) else 1
+        window = 2 * job.batch_size // frames + 2 * workers
         for index, answer in pool.stream(shared, _tasks(todo), min(workers, len(todo)), window):
             order, entry = todo[index]
             if answer["reason"] is None:
