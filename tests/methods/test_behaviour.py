@@ -38,6 +38,9 @@ SHAPES = {"equal": (2, 2), "more-text": (2, 3), "more-vision": (3, 2)}
 # Which tower is deeper matters to methods that pair layers; the others run on one shape each.
 BACKBONES = [f"{family}-{shape}" for family in ("clip", "siglip") for shape in SHAPES]
 ONE_EACH = ["clip-more-vision", "siglip-more-text"]
+if importlib.util.find_spec("open_clip") is not None:
+    BACKBONES.append("open_clip-more-text")
+    ONE_EACH.append("open_clip-more-text")
 PAIRING = ["cross-modal-adapter", "mv-adapter"]
 CASES = [(m, b) for m in METHODS for b in (BACKBONES if m in PAIRING else ONE_EACH)]
 

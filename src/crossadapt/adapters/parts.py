@@ -10,9 +10,12 @@ from crossadapt.errors import UserError
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone, Tower
 
-# What precedes the blocks in CLIP and SigLIP: embedding modules, and CLIP's norm before block 0
-# (spelt so in the checkpoints).
-_STEM = ("embeddings", "pre_layrnorm", "pre_layernorm")
+# What precedes the blocks: in CLIP and SigLIP embedding modules, and CLIP's norm before block 0
+# (spelt so in the checkpoints); in open_clip single tables and filters.
+_STEM = {
+    *("embeddings", "pre_layrnorm", "pre_layernorm"),
+    *("conv1", "class_embedding", "positional_embedding", "token_embedding", "ln_pre"),
+}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class TrainJob:
     split_seed: int = 0
     """Start of the split into train, val and test, for data that bring none."""
     preset: str | None = None
-    """Set of training numbers: `default`, `paper` or `from-scratch` (that one for `new:`)."""
+    """Set of training numbers: `default`, `paper`, `maple` or `from-scratch` (for `new:`)."""
     lr: float | None = None
     """Peak learning rate: the first number to try. Default: the method's own."""
     epochs: int | None = None
@@ -41,8 +41,8 @@ class TrainJob:
     """Pairs per step over all processes; every other pair is a negative."""
     chunk: int | None = None
     """Rows encoded at a time by the exact gradient cache: less memory, same result."""
-    optimiser: Literal["bert-adam", "adamw"] | None = None
-    """`bert-adam` (the paper's: no bias correction) or `adamw`."""
+    optimiser: Literal["bert-adam", "adamw", "sgd"] | None = None
+    """`bert-adam` (the paper's: no bias correction), `adamw`, or `sgd` with momentum."""
     weight_decay: float | None = None
     """Decoupled weight decay of matrices."""
     warmup: float | None = None

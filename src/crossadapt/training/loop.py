@@ -27,7 +27,7 @@ from crossadapt.training import gradient_cache
 from crossadapt.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from crossadapt.training.config import Recipe
 from crossadapt.training.events import Display, Events, Meter, format_scores, peak_memory
-from crossadapt.training.optimisers import make_optimiser, multiplier, set_learning_rate
+from crossadapt.training.optimisers import learning_rate, make_optimiser, set_learning_rate
 from crossadapt.training.stopping import StopSignals, judge
 from crossadapt.training.updates import (
     average_and_clip,
@@ -195,7 +195,7 @@ class _Run:
         """One update; returns loss, lr, norm of the gradient before clipping, parts of the loss."""
         progress, recipe = self.progress, self.recipe
         seed_step(self.seed, progress.step, self.rank)
-        lr = recipe.lr * multiplier(progress.step, self.total, recipe.warmup)
+        lr = learning_rate(recipe, progress.step, self.per_epoch)
         batch = self.task.collate(np.array_split(rows, self.world)[self.rank])
         batch = batch.to(str(self.device))
 

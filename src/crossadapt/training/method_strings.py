@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crossadapt.adapters.registry import get_method, make_config
-from crossadapt.adapters.summary import summarise
-from crossadapt.backbones.hf import HFBackbone
 from crossadapt.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from crossadapt.backbones.hf import HFBackbone
 
 # Training settings that a method string may carry beside the method's own options.
 SETTINGS = (
@@ -86,6 +87,8 @@ def parse_contender(text: str) -> Contender:
 
 def sized(contender: Contender, backbone: HFBackbone) -> Contender:
     """The contender with the rank its budget asks for; its plan is checked on the backbone."""
+    from crossadapt.adapters.summary import summarise
+
     if contender.budget is not None:
         from crossadapt.integrations.peft import rank_for_budget
 
