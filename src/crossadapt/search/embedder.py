@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,21 @@ class Embedder:
 
         return self._encode(np.arange(len(pixels)), chosen, encode, _PICTURES)
 
+    @contextmanager
+    def alone(self, view: str) -> Iterator[HFBackbone]:
+        """The backbone with the adapter of `view` for whatever comes in, and nobody else's.
+
+        Raises:
+            UserError: there is no such view.
+        """
+        with self._lock, torch.inference_mode():
+            activate(self.backbone, None if self._adapter(view) is None else view)
+            try:
+                with self.precision.autocast():
+                    yield self.backbone
+            finally:
+                activate(self.backbone, None)
+
     def texts(self, texts: Sequence[str], views: str | Sequence[str] = FROZEN) -> np.ndarray:
         """Vectors of texts: float32 (N, D) of length one, in the order given.
 
@@ -220,13 +236,10 @@ class Embedder:
                 with mixed(self.backbone, [chosen[row] for row in rows]):
                     found[rows] = self._unit(encode, rows)
             for name, members in alone.items():
-                activate(self.backbone, name)
-                try:
+                with self.alone(name):
                     for start in range(0, len(members), size):
                         rows = np.asarray(members[start : start + size])
                         found[rows] = self._unit(encode, rows)
-                finally:
-                    activate(self.backbone, None)
         return found
 
     def _unit(self, encode: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> np.ndarray:

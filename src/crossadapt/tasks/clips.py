@@ -100,7 +100,11 @@ class ClipFeatures:
 
 
 def clip_features(
-    backbone: Backbone, pixels: Tensor, mask: Tensor, token_drop: float = 0.0
+    backbone: Backbone,
+    pixels: Tensor,
+    mask: Tensor,
+    token_drop: float = 0.0,
+    clips: Tensor | None = None,
 ) -> Tensor:
     """Features (B, F, D) of prepared clips uint8 (B, F, 3, H, W), with their graph.
 
@@ -108,10 +112,14 @@ def clip_features(
         backbone: with whatever adapter is active.
         pixels: normalised here.
         mask: bool (B, F).
-        token_drop: share of patch tokens dropped at random, other ones for each frame.
+        token_drop: share of patch tokens dropped at random, the same places in all frames of a
+            clip: what was dropped must not be mistaken for what moved.
+        clips: numbers (B,) from 0 of the clips these are; equal ones lose the same places.
     """
     normalised = backbone.preprocess.normalise(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-    with patch_drop(backbone, token_drop):
+    numbers = torch.arange(len(mask)) if clips is None else clips
+    together = numbers[mask.nonzero()[:, 0].cpu()]
+    with patch_drop(backbone, token_drop, together):
         return backbone.encode_frames(normalised, mask)
 
 

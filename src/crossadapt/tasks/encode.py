@@ -51,8 +51,10 @@ def training_features(backbone: Backbone, pixels: Tensor, token_drop: float = 0.
 
 
 @contextmanager
-def patch_drop(backbone: Backbone, share: float) -> Iterator[None]:
+def patch_drop(backbone: Backbone, share: float, together: Tensor | None = None) -> Iterator[None]:
     """Inside the block the vision tower loses a `share` of its patch tokens; 0 does nothing.
+
+    Pictures with equal numbers in `together` (B,) lose the same places.
 
     Raises:
         UserError: the backbone has no one vision tower to drop patches in.
@@ -66,7 +68,7 @@ def patch_drop(backbone: Backbone, share: float) -> Iterator[None]:
         raise UserError(
             f"{backbone.source} has no patches to drop", where="token_drop", fix="leave it out"
         )
-    with dropping(model.get_submodule(site.path), share):
+    with dropping(model.get_submodule(site.path), share, together):
         yield
 
 

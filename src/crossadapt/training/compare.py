@@ -33,7 +33,13 @@ from crossadapt.training.contender_runs import (
 )
 from crossadapt.training.heldout import VIDEO_TASK, resolve_task, video_config
 from crossadapt.training.job import TrainJob
-from crossadapt.training.method_strings import SETTINGS, Contender, parse_contender, sized
+from crossadapt.training.method_strings import (
+    SETTINGS,
+    TASK_SETTINGS,
+    Contender,
+    parse_contender,
+    sized,
+)
 
 HEADLINE = "text_to_image.r1"
 METRICS = (
@@ -182,13 +188,16 @@ def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
         # A method that loses to zero-shot is a result here, not a mistake to stop for.
         guard=0 if base.guard is None else base.guard,
         task=get_method(contender.method).task or base.task,
-        **contender.settings,
+        **{k: v for k, v in contender.settings.items() if k not in TASK_SETTINGS},
     )
-    if "pooling" in contender.settings:
+    for name in ("pooling", *TASK_SETTINGS):
+        if name not in contender.settings:
+            continue
         if job.task != VIDEO_TASK:
-            raise UserError("pooling is for videos", where=contender.label, fix="leave it out")
-        job = replace(job, task_options={**job.task_options, "pooling": job.pooling})
-        video_config(job)  # refuses a pooling that does not exist
+            raise UserError(f"{name} is for videos", where=contender.label, fix="leave it out")
+        options = {**job.task_options, name: contender.settings[name]}
+        job = replace(job, task_options=options)
+        video_config(job)  # refuses a value that does not exist
     job.recipe()  # refuses impossible numbers before anything is trained
     return job
 
@@ -254,6 +263,7 @@ def _comparison(
             "settings": {
                 name: getattr(base, name) for name in SETTINGS if getattr(base, name) is not None
             },
+            **({"task_options": dict(base.task_options)} if base.task_options else {}),
             "threads": first["threads"],
             "precision": first["precision"],
         },

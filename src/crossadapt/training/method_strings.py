@@ -24,6 +24,8 @@ SETTINGS = (
     "preset",
     "pooling",
 )
+# Options of the task, for clips: what a method is taught with, where others cannot use it.
+TASK_SETTINGS = ("reversed_negatives",)
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Contender:
 def parse_contender(text: str) -> Contender:
     """Read ``name``, ``name:key=value,key=[a,b]`` or ``peft:name:key=value``.
 
-    A key is an option of the method, one of `SETTINGS`, or (PEFT methods with a rank) ``budget``:
-    the number of trained parameters to come nearest to.
+    A key is an option of the method, one of `SETTINGS` or `TASK_SETTINGS`, or (PEFT methods with a
+    rank) ``budget``: the number of trained parameters to come nearest to.
 
     Raises:
         UserError: unknown method or key (the nearest is named), or something that is no pair.
@@ -51,7 +53,11 @@ def parse_contender(text: str) -> Contender:
         kind, _, rest = rest.partition(":")
         name = f"peft:{kind}"
     known = [f.name for f in fields(get_method(name).config_class)]
-    extra = [*SETTINGS, *(["budget"] if "r" in known and name.startswith("peft:") else [])]
+    extra = [
+        *SETTINGS,
+        *TASK_SETTINGS,
+        *(["budget"] if "r" in known and name.startswith("peft:") else []),
+    ]
     options: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     budget = None
