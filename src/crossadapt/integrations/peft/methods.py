@@ -107,6 +107,12 @@ def target_layers(backbone: Backbone, config: c.PeftMethodConfig) -> dict[str, n
         for leaf, layer in module.named_children():
             if _SPELT.get(leaf, leaf) in config.target and isinstance(layer, nn.Linear):
                 layers[f"{site.path}.{leaf}"] = layer
+    if not layers:
+        raise UserError(
+            f"{backbone.source} has none of the layers {', '.join(config.target)} to adapt",
+            where=f"{config.method}.target",
+            fix="name other layers, or adapt the members of a fused backbone one by one",
+        )
     return layers
 
 
