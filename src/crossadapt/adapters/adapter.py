@@ -154,6 +154,13 @@ class AttachedAdapter(nn.Module):
         """`named_trained` as a dict."""
         return dict(self._names)
 
+    def kept(self) -> dict[str, Tensor]:
+        """What the companion holds beside trained values, by file names; saved and loaded too."""
+        if self.companion is None:
+            return {}
+        held = {f"companion.{name}": x for name, x in self.companion.state_dict().items()}
+        return {name: x for name, x in held.items() if name not in self._names}
+
     def count(self) -> int:
         """Number of trained values; shared ones count once."""
         return sum(p.numel() for p in self._names.values())

@@ -33,19 +33,26 @@ AnyPlan = TypeVar("AnyPlan", bound=PlanFunction)
 
 @dataclass(frozen=True)
 class Method:
-    """One way to adapt: its `name`, config dataclass, `plan` function and documentation text."""
+    """One way to adapt: its `name`, config dataclass, `plan` function and documentation text.
+
+    `few_shot` says that it is built from labelled examples and scores their classes; its config
+    has the fields `classes` (names) and `shots`, which the task few-shot fills in.
+    """
 
     name: str
     config_class: type
     plan: PlanFunction
     doc: str
+    few_shot: bool = False
 
 
 _METHODS: dict[str, Method] = {}
 _BY_CONFIG: dict[type, str] = {}
 
 
-def register(name: str, config_class: type) -> Callable[[AnyPlan], AnyPlan]:
+def register(
+    name: str, config_class: type, *, few_shot: bool = False
+) -> Callable[[AnyPlan], AnyPlan]:
     """Decorate ``plan(backbone, config) -> Plan`` with its method name and config dataclass.
 
     Raises:
@@ -60,7 +67,7 @@ def register(name: str, config_class: type) -> Callable[[AnyPlan], AnyPlan]:
             raise ValueError(f"{config_class.__name__} must be a frozen dataclass")
         module = inspect.getmodule(plan)
         doc = inspect.getdoc(module) or inspect.getdoc(plan) or ""
-        _METHODS[name] = Method(name, config_class, plan, doc)
+        _METHODS[name] = Method(name, config_class, plan, doc, few_shot)
         _BY_CONFIG[config_class] = name
         return plan
 

@@ -92,6 +92,29 @@ def bootstrap_mean(
     return _interval(float(array.mean()), draws, confidence, table.groups)
 
 
+def paired_means(
+    metric: str,
+    before: Sequence[float] | np.ndarray,
+    after: Sequence[float] | np.ndarray,
+    groups: Groups,
+    *,
+    resamples: int = 2000,
+    permutations: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> PairedTest:
+    """Compare the means of two values (Q,) of the same queries, drawing and flipping `groups`."""
+    was, now = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    [codes] = encode_groups(as_names(groups, len(was), "groups"))
+    table = _Table([(now - was, codes)])
+    low, high = _quantiles(table.bootstrap(resamples, seed)[:, 0], confidence)
+    p = _sign_flip(table.sums[:, 0], permutations, seed)
+    first, second = float(was.mean()), float(now.mean())
+    return PairedTest(
+        metric, first, second, second - first, low, high, p, confidence, table.groups
+    )
+
+
 def metric_intervals(
     result: RetrievalResult,
     *,

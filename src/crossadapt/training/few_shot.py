@@ -1,0 +1,360 @@
+"""From a `TrainJob` with the task few-shot to an adapter folder with its accuracy."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crossadapt.adapters.attach import activate, attach, attached, detach, frozen
+from crossadapt.adapters.classifier import Support, class_companion
+from crossadapt.adapters.folder import load_adapter, save_adapter
+from crossadapt.adapters.registry import get_method, method_of
+from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.precision import Precision, choose_precision
+from crossadapt.data import Ledger, Manifest
+from crossadapt.errors import UserError
+from crossadapt.evaluation.classification import ClassificationResult
+from crossadapt.files import write_file
+from crossadapt.layers.feature_cache import mean_of_views
+from crossadapt.tasks.base import read_options
+from crossadapt.tasks.class_features import class_texts, views_of
+from crossadapt.tasks.classes import Labelled, read_classes
+from crossadapt.tasks.encode import encode_images
+from crossadapt.tasks.few_shot import (
+    FewShotConfig,
+    FewShotTask,
+    LabelledFeatures,
+    search_sharpness,
+)
+from crossadapt.tasks.few_shot_towers import TowerFewShotTask
+from crossadapt.training.config import Recipe
+from crossadapt.training.events import peak_memory, reset_peak_memory
+from crossadapt.training.few_shot_card import make_few_shot_card
+from crossadapt.training.few_shot_data import FewShotData, Pictures, open_few_shot, read_few_shot
+from crossadapt.training.few_shot_measure import measure_classes
+from crossadapt.training.job import TrainJob
+from crossadapt.training.loop import FitResult, fit
+from crossadapt.training.record import plain, to_json, versions
+from crossadapt.training.run import (
+    RESULTS_FILE,
+    _check_end,
+    _check_output,
+    load_backbone,
+    method_config,
+)
+
+FEW_SHOT = "few_shot"
+PROTOCOLS = ("few-shot", "base-to-novel", "tip-official")
+
+
+@dataclass(frozen=True)
+class FewShotResult:
+    """What `run_few_shot` made: the folder, accuracies before and after, and ``run.json``."""
+
+    folder: Path
+    fit: FitResult
+    before: ClassificationResult
+    after: ClassificationResult
+    ledger: Ledger
+    record: Mapping[str, Any]
+
+
+def is_few_shot(job: TrainJob) -> bool:
+    """Whether a job is about classes: it says so, or its method is built from examples."""
+    task = job.task.replace("-", "_")
+    return task == FEW_SHOT or (task == "auto" and get_method(job.method).few_shot)
+
+
+def resolve_few_shot(job: TrainJob, manifest: Manifest) -> tuple[TrainJob, FewShotConfig, Labelled]:
+    """The job with task, protocol, options and epochs in place; its options; the classes.
+
+    Raises:
+        UserError: an unknown protocol or option, clip settings, or data without classes.
+    """
+    for name in ("frames", "sampling", "pooling"):
+        if getattr(job, name) is not None:
+            raise UserError(f"{name} is for videos", where=name, fix=f"leave {name} out")
+    if job.from_scratch:
+        raise UserError("few-shot needs a trained backbone", where="backbone", fix="name one")
+    options = dict(job.task_options)
+    options |= {k: getattr(job, k) for k in ("shots", "label") if getattr(job, k) is not None}
+    config = read_options(FewShotConfig, options, "few-shot")
+    protocol = "few-shot" if job.protocol == "pairs" else job.protocol
+    if protocol not in PROTOCOLS:
+        raise UserError(
+            f"few-shot has no protocol {protocol!r}",
+            where="protocol",
+            fix=f"use {', '.join(PROTOCOLS)}",
+        )
+    classes = read_classes(manifest, config.label)
+    epochs = job.epochs
+    if epochs is None and job.preset is None and get_method(job.method).few_shot:
+        epochs = classes.known.epochs
+    return (
+        replace(job, task=FEW_SHOT, protocol=protocol, epochs=epochs, task_options=options),
+        config,
+        classes,
+    )
+
+
+def run_few_shot(job: TrainJob) -> FewShotResult:
+    """Build or train what a job describes, choose alpha and beta, measure and save.
+
+    Everything is chosen on the validation split (epoch, alpha, beta) and measured once on the test
+    split; the protocol ``tip-official`` does as the released code does instead, for like-for-like
+    comparison: the best epoch by test accuracy, and the larger of the accuracies before and after
+    the search.
+
+    Raises:
+        UserError: anything wrong with settings, data or disk.
+        KeyboardInterrupt: stopped; ``resume`` continues a method that trains.
+    """
+    begin = time.monotonic()
+    reset_peak_memory()
+    _check_output(job, Path(job.output))
+    ledger = Ledger(Path(job.output) / "ledger.jsonl")
+    manifest = read_few_shot(job, ledger)
+    job, options, classes = resolve_few_shot(job, manifest)
+    backbone = load_backbone(job, [])
+    precision = choose_precision(job.precision, "cpu")
+    backbone.use_attention(job.attention)
+    data = open_few_shot(job, options, classes, manifest, backbone, ledger)
+    templates = options.templates or classes.known.templates
+    run = _Run(job, options, backbone, precision, data, templates)
+    trained = run.train(job.recipe(), manifest.fingerprint)
+    with frozen(backbone):
+        before = run.measure()
+    chosen, after = run.choose()
+    adapter = attached(backbone, "default")
+    total = sum(p.numel() for p in backbone.model.parameters())
+    record = {
+        "job": plain(job),
+        "recipe": asdict(job.recipe()),
+        "identity": run.identity(manifest.fingerprint),
+        "backbone": backbone.describe(),
+        "data": {"source": str(job.data), "fingerprint": manifest.fingerprint,
+                 "splits": manifest.split_sizes, "left_out": ledger.summary()},
+        "held_out": data.test_name,
+        "protocol": job.protocol,
+        "few_shot": {"shots": options.shots, "templates": list(templates), "label": options.label,
+                     "classes": len(data.seen), "repeated_classes": data.repeated, **chosen},
+        "trained": adapter.count(),
+        "share": adapter.count() / total,
+        "fit": asdict(trained),
+        "before": before.to_dict(),
+        "after": after.to_dict(),
+        "precision": precision.name,
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "seconds": time.monotonic() - begin,
+        "versions": versions(),
+    }  # fmt: skip
+    result = FewShotResult(Path(job.output), trained, before, after, ledger, record)
+    save_adapter(
+        backbone,
+        "default",
+        result.folder,
+        card=make_few_shot_card(record),
+        run=json.loads(to_json(record)),
+    )
+    ranks = {"before": before.to_dict(pictures=True), "after": after.to_dict(pictures=True)}
+    write_file(result.folder / RESULTS_FILE, to_json(ranks))
+    return result
+
+
+class _Run:
+    """One run: what it attached, and how it is measured."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        options: FewShotConfig,
+        backbone: HFBackbone,
+        precision: Precision,
+        data: FewShotData,
+        templates: tuple[str, ...],
+    ) -> None:
+        self.job, self.options, self.data, self.templates = job, options, data, templates
+        self.backbone, self.precision = backbone, precision
+        self.config = method_config(job)
+        self.cached = method_of(self.config).few_shot
+        if self.cached:
+            own = {"classes": data.seen, "shots": options.shots}
+            if self.config.alpha is None:
+                own["alpha"] = data.classes.known.alpha
+            self.config = replace(self.config, **own)
+        self.official = job.protocol == "tip-official"
+        picked = data.test if self.official else data.val
+        self.held_out = picked
+        self._known: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def identity(self, data: str) -> dict[str, Any]:
+        """What makes the run what it is, for checkpoints."""
+        return {
+            "data": data,
+            "backbone": self.backbone.fingerprint,
+            "method": self.job.method,
+            "config": plain(self.config),
+            "task": self.job.task,
+            "task_options": {f.name: getattr(self.options, f.name) for f in fields(self.options)},
+            "protocol": self.job.protocol,
+            "label": self.options.label,
+        }
+
+    def train(self, recipe: Recipe, fingerprint: str) -> FitResult:
+        """Attach the method, give it the examples, and train it if it is to be trained."""
+        started = time.monotonic()
+        if self.cached:
+            task = self._cached_task(recipe)
+        else:
+            attach(self.backbone, self.config, seed=self.job.seed)
+            task = self._tower_task(recipe)
+        adapter = attached(self.backbone, "default")
+        if not adapter.trained():
+            scores = task.validate(self.backbone)
+            with frozen(self.backbone):
+                zero = task.validate(self.backbone)
+            seconds = time.monotonic() - started
+            return FitResult("not trained", 0, 0, 0, zero, scores, 0, seconds, peak_memory())
+        result = fit(
+            self.backbone,
+            task,
+            recipe,
+            output=Path(self.job.output),
+            seed=self.job.seed,
+            precision=self.precision,
+            identity=self.identity(fingerprint),
+            resume=self.job.resume,
+            quiet=self.job.quiet,
+        )
+        _check_end(result, task, Path(self.job.output))
+        self.backbone.adapters.eval()
+        return replace(result, seconds=time.monotonic() - started)
+
+    def _cached_task(self, recipe: Recipe) -> FewShotTask:
+        """Compute all features once, build the cache, and the task that trains it."""
+        data, backbone = self.data, self.backbone
+        views = views_of(
+            backbone,
+            data.support.pixels,
+            data.support.items,
+            self.options.views,
+            self.options.view,
+            self.job.seed,
+            precision=self.precision,
+            cache=self.job.cache,
+        )
+        text = class_texts(backbone, data.seen, self.templates, self.precision)
+        text_keys = self._coop_texts()
+        attach(backbone, self.config, seed=self.job.seed)
+        judge = class_companion(backbone)
+        if judge is None:
+            raise RuntimeError("the method has no class companion")
+        judge.build(Support(mean_of_views(views), text, text_keys))
+        held_out = self._features(self.held_out)
+        return FewShotTask(
+            views,
+            data.support.labels,
+            text,
+            validation=held_out,
+            batch_size=recipe.batch_size,
+            seed=self.job.seed,
+        )
+
+    def _coop_texts(self) -> torch.Tensor | None:
+        """Class texts with the prompts of a CoOp adapter, for a text cache; None without one."""
+        folder = getattr(self.config, "coop", "")
+        if not folder:
+            return None
+        load_adapter(self.backbone, folder, name="coop")
+        # The prompts stand for the sentence: CoOp trains them in front of the bare name.
+        found = class_texts(self.backbone, self.data.seen, ("{}",), self.precision)
+        activate(self.backbone, None)
+        detach(self.backbone, "coop")
+        return found
+
+    def _tower_task(self, recipe: Recipe) -> FewShotTask:
+        data = self.data
+        # CoOp's prompts take the place of the sentence around the class name.
+        templates = ("{}",) if self.job.method == "coop" else self.templates
+        self.templates = templates
+        picked = self.held_out
+        return TowerFewShotTask(
+            self.backbone,
+            data.support.pixels,
+            data.support.labels,
+            data.seen,
+            templates,
+            view=self.options.view,
+            validation=None if picked is None else (picked.pixels, picked.labels),
+            batch_size=recipe.batch_size,
+            seed=self.job.seed,
+            precision=self.precision,
+        )
+
+    def _features(self, part: Pictures | None) -> LabelledFeatures | None:
+        if part is None:
+            return None
+        return LabelledFeatures(self.features(part), part.labels)
+
+    def features(self, pictures: Pictures) -> torch.Tensor:
+        """Features (M, C) of pictures, length one: those of a cache's frozen towers come once."""
+        if not self.cached:
+            return encode_images(self.backbone, pictures.pixels, precision=self.precision)
+        if pictures.items not in self._known:
+            [found] = views_of(
+                self.backbone,
+                pictures.pixels,
+                pictures.items,
+                1,
+                "none",
+                0,
+                precision=self.precision,
+                cache=self.job.cache,
+            )
+            self._known[pictures.items] = torch.nn.functional.normalize(found, dim=-1)
+        return self._known[pictures.items]
+
+    def measure(self) -> ClassificationResult:
+        """Test accuracy with whatever adapter is active."""
+        return measure_classes(
+            self.backbone,
+            self.data,
+            self.templates,
+            self.job.protocol,
+            self.precision,
+            self.features,
+        )
+
+    def choose(self) -> tuple[dict[str, Any], ClassificationResult]:
+        """Search alpha and beta, and measure on the test split; what was chosen and how."""
+        judge = class_companion(self.backbone)
+        if judge is None:
+            return {}, self.measure()
+        start = (judge.alpha, judge.beta)
+        said: dict[str, Any] = {"start": start, "alpha": start[0], "beta": start[1]}
+        val = self._features(self.data.val)
+        if not self.options.search or val is None:
+            return {**said, "searched": False}, self.measure()
+        first = self.measure() if self.official and attached(self.backbone, "default").count() else None
+        known = self.data.classes.known.search
+        largest = (
+            self.options.search_beta or known[0],
+            self.options.search_alpha or known[1],
+        )
+        alpha, beta, accuracy = search_sharpness(judge, val, largest)
+        judge.set_sharpness(alpha, beta)
+        found = self.measure()
+        said |= {"searched": True, "validation_accuracy": accuracy}
+        if first is not None and first.metric("accuracy") > found.metric("accuracy"):
+            judge.set_sharpness(*start)
+            return said, first
+        return {**said, "alpha": alpha, "beta": beta}, found
+
