@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crossadapt.evaluation.classification import ClassificationResult
     from crossadapt.evaluation.metrics import RetrievalResult
     from crossadapt.evaluation.order_probe import ProbeResult
 
@@ -98,3 +99,40 @@ def before_after(before: RetrievalResult | None, after: RetrievalResult, split: 
             f"{direction} R@1: {test.difference:+.1f} points [{test.low:+.1f}, {test.high:+.1f}], "
             f"paired test over {test.groups:,} groups: {p}"
         )
+
+
+def accuracy(
+    before: ClassificationResult | None, after: ClassificationResult, split: str
+) -> None:
+    """Print accuracies with 95 % intervals, and what the paired test says.
+
+    With `before` None only one model was measured: its accuracy is shown as zero-shot.
+    """
+    from crossadapt.evaluation.classification import paired_accuracy
+    from crossadapt.evaluation.metrics import metric_label
+
+    models = {"zero-shot": after} if before is None else {"zero-shot": before, "adapted": after}
+    rows = []
+    for name, result in models.items():
+        parts = result.parts or {}
+        cells = []
+        for metric in result.metrics:
+            measured = parts.get(metric, result if metric == "accuracy" else None)
+            sure = measured is not None and measured.groups > 1
+            text = measured.interval().format() if sure and measured is not None else ""
+            cells.append(text or f"{result.metric(metric):.1f}")
+        rows.append([name, *cells])
+    table(
+        f"held-out split {split!r}, protocol {after.protocol}: {len(after.labels):,} pictures, "
+        f"{len(after.classes):,} classes",
+        ["model", *map(metric_label, after.metrics)],
+        rows,
+    )
+    if before is None or after.groups < 2:
+        return
+    test = paired_accuracy(before, after)
+    p = "p < 0.001" if test.p_value < 0.001 else f"p = {test.p_value:.3f}"
+    print(
+        f"accuracy: {test.difference:+.1f} points [{test.low:+.1f}, {test.high:+.1f}], "
+        f"paired test over {test.groups:,} groups: {p}"
+    )

@@ -11,6 +11,16 @@ import numpy as np
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.evaluation.intervals import Interval, PairedTest, bootstrap_mean, paired_means
 
+CLASS_PROTOCOLS = {
+    "few-shot": "top-1 accuracy on the test split among all classes; everything is chosen on the "
+    "validation split",
+    "base-to-novel": "the first half of the classes is learnt from; top-1 accuracy among these, "
+    "among the other half, and the harmonic mean of the two",
+    "tip-official": "as Tip-Adapter's released code: the epoch is chosen on the test split, and "
+    "the larger of the accuracies before and after the search counts; not held out",
+    "domain-shift": "top-1 accuracy on other data with the same classes, adapter unchanged",
+}
+"""What is measured, in words, by the protocol's name."""
 METRICS = ("accuracy", "class_accuracy")
 BASE_TO_NOVEL = ("harmonic_mean", "base", "novel")
 

@@ -11,6 +11,7 @@ from typing import Any
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.evaluation import sections
 from crossadapt.evaluation.charts import CARD, WIDE, Point, scatter_chart
+from crossadapt.evaluation.classification import CLASS_PROTOCOLS
 from crossadapt.evaluation.html import Markup, join, page, section, table, tag
 from crossadapt.evaluation.intervals import Interval, seed_interval
 from crossadapt.evaluation.metrics import EXTRA_METRICS, METRIC_NAMES, metric_label
@@ -84,7 +85,7 @@ class Comparison:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        get_protocol(self.protocol)
+        _definition(self.protocol)
         if not self.rows:
             raise UserError("nothing to compare", fix="name at least one method")
         names = list(self.rows[0].metrics)
@@ -229,7 +230,7 @@ def to_html(found: Comparison) -> str:
             section(
                 "Protocol",
                 tag(
-                    "p", tag("code", found.protocol), " — ", get_protocol(found.protocol).definition
+                    "p", tag("code", found.protocol), " — ", _definition(found.protocol)
                 ),
             ),
             sections.settings(found.config, found.versions),
@@ -240,6 +241,10 @@ def to_html(found: Comparison) -> str:
             tag("p", "One self-contained file written by crossadapt."),
         ),
     )
+
+
+def _definition(protocol: str) -> str:
+    return CLASS_PROTOCOLS.get(protocol) or get_protocol(protocol).definition
 
 
 def _cells(found: Comparison) -> tuple[list[str], list[list[str]]]:

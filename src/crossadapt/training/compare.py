@@ -18,34 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from crossadapt import backbones
-from crossadapt.adapters.registry import make_config
-from crossadapt.data import Ledger, read_manifest
+from crossadapt.adapters.registry import get_method, make_config
+from crossadapt.data import Ledger, Manifest, read_manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.comparison import Comparison, ComparisonRow, write_comparison
-from crossadapt.evaluation.intervals import metric_intervals, paired_test
-from crossadapt.evaluation.metrics import RetrievalResult
+from crossadapt.evaluation.metrics import metric_label
 from crossadapt.evaluation.order_probe import ORDER_PROBE, ProbeResult
 from crossadapt.evaluation.plots import require_matplotlib
 from crossadapt.files import make_folder, write_file
+from crossadapt.training.compared import interval_of, metrics_of, paired_of, result_of
+from crossadapt.training.contender import measure_classes
+from crossadapt.training.few_shot import is_few_shot, resolve_few_shot
+from crossadapt.training.few_shot_data import read_few_shot
 from crossadapt.training.heldout import VIDEO_TASK, resolve_task, video_config
 from crossadapt.training.job import TrainJob
 from crossadapt.training.method_strings import SETTINGS, Contender, parse_contender, sized
 from crossadapt.training.run import versions
 
-HEADLINE = "text_to_image.r1"
-METRICS = (
-    HEADLINE,
-    "text_to_image.r5",
-    "text_to_image.r10",
-    "image_to_text.r1",
-    "image_to_text.r5",
-    "image_to_text.r10",
-    "rsum",
-)
 ZERO_SHOT = "zero-shot"
 
 # Fields of a job that do not decide its numbers.
-_CLIPS = ("frames", "sampling", "pooling")
+_CLIPS = ("frames", "sampling", "pooling", "shots", "label")
 _FREE = ("output", "resume", "quiet", "workers", "cache", "checkpoint_seconds", "checkpoint_steps")
 
 
@@ -76,14 +69,7 @@ def compare(
     if len(set(methods)) < len(methods):
         raise UserError("a method is named twice", where="methods", fix="name each setting once")
     contenders = [parse_contender(text) for text in methods]
-    manifest = read_manifest(
-        base.data,
-        reader=base.reader,
-        columns=base.columns,
-        split_seed=base.split_seed,
-        ledger=Ledger(),
-    )
-    base = resolve_task(base, manifest)
+    base, manifest = _read(base, contenders)
     backbone = backbones.load(base.backbone)
     identity = {"data": manifest.fingerprint, "backbone": backbone.fingerprint}
     jobs = {
@@ -101,10 +87,28 @@ def compare(
         else:
             say(f"{told}: training")
             found[key] = _run(job, result, told)
-        score = RetrievalResult.from_dict(found[key]["after"]).metric(HEADLINE)
-        say(f"{told}: text → image R@1 {score:.1f} in {found[key]['seconds']:,.0f} s")
+        after = result_of(found[key]["after"])
+        name = metrics_of(after)[0]
+        score = f"{metric_label(name)} {after.metric(name):.1f}"
+        say(f"{told}: {score} in {found[key]['seconds']:,.0f} s")
     comparison = _comparison(base, contenders, seeds, found)
     return comparison, write_comparison(comparison, output)
+
+
+def _read(base: TrainJob, contenders: Sequence[Contender]) -> tuple[TrainJob, Manifest]:
+    """The common job with its task in place, and the data."""
+    if any(is_few_shot(replace(base, method=c.method)) for c in contenders):
+        manifest = read_few_shot(base, Ledger())
+        base = replace(base, task="few-shot")
+        return replace(base, protocol=resolve_few_shot(base, manifest)[0].protocol), manifest
+    manifest = read_manifest(
+        base.data,
+        reader=base.reader,
+        columns=base.columns,
+        split_seed=base.split_seed,
+        ledger=Ledger(),
+    )
+    return resolve_task(base, manifest), manifest
 
 
 def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
@@ -130,7 +134,7 @@ def _result_file(
     runs: Path, label: str, seed: int, job: TrainJob, identity: Mapping[str, str]
 ) -> Path:
     decides = {k: v for k, v in asdict(job).items() if k not in (*_FREE, "data")}
-    # Pictures have no clip settings, and a run on them is the same with or without these fields.
+    # Pictures have no clip settings, retrieval no shots, and a run is the same without these fields.
     decides = {k: v for k, v in decides.items() if k not in _CLIPS or v is not None}
     # Resolved, so that a changed default of ours is a changed run.
     decides["recipe"] = job.recipe().identity()
@@ -142,9 +146,17 @@ def _result_file(
 
 
 def _run(job: TrainJob, result: Path, told: str) -> dict[str, Any]:
-    """Train in a child process; its messages go to a log beside the result."""
+    """Train in a child process; its messages go to a log beside the result.
+
+    A cache of features is built or trained in seconds, less than a process takes to start, and
+    runs here.
+    """
     folder = result.with_suffix("")
     resume = (folder / "checkpoints" / "last.safetensors").exists()
+    if get_method(job.method).few_shot:
+        found = measure_classes(replace(job, output=folder, resume=resume, quiet=True))
+        write_file(result, json.dumps(found, indent=1) + "\n")
+        return found
     settings = {**asdict(job), "output": str(folder), "resume": resume}
     settings["cache"] = str(job.cache) if job.cache is not None else None
     spec, log = result.with_suffix(".job"), result.with_suffix(".log")
@@ -176,26 +188,28 @@ def _comparison(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
 ) -> Comparison:
     first = next(iter(found.values()))
-    zero = RetrievalResult.from_dict(first["before"])
+    zero = result_of(first["before"])
+    metrics = metrics_of(zero)
     rows, notes = [], []
     # Another similarity head makes another frozen model: each has its own row.
     for label, part in _zero_shots(found).items():
-        result = RetrievalResult.from_dict(part["before"])
-        values = {m: [result.metric(m)] for m in METRICS} | _probes([part], "before")
+        result = result_of(part["before"])
+        values = {m: [result.metric(m)] for m in metrics} | _probes([part], "before")
         rows.append(ComparisonRow(label, values, 0, 0.0))
     if zero.groups > 1:
-        interval = metric_intervals(zero, metrics=[HEADLINE])[HEADLINE]
+        interval = interval_of(zero)
+        label = metric_label(metrics[0] if "harmonic_mean" not in metrics else "accuracy")
         notes.append(
-            f"{ZERO_SHOT}: text → image R@1 {interval.format()}, bootstrap over "
+            f"{ZERO_SHOT}: {label} {interval.format()}, bootstrap over "
             f"{interval.count:,} groups."
         )
     for contender in contenders:
         parts = [found[contender.label, seed] for seed in seeds]
-        results = [RetrievalResult.from_dict(part["after"]) for part in parts]
+        results = [result_of(part["after"]) for part in parts]
         rows.append(
             ComparisonRow(
                 contender.label,
-                {m: [result.metric(m) for result in results] for m in METRICS}
+                {m: [result.metric(m) for result in results] for m in metrics}
                 | _probes(parts, "after"),
                 parts[0]["trained"],
                 parts[0]["share"],
@@ -204,9 +218,9 @@ def _comparison(
             )
         )
         notes += _probe_note(contender.label, parts)
-        zero = RetrievalResult.from_dict(parts[0]["before"])
+        zero = result_of(parts[0]["before"])
         if zero.groups > 1:
-            tests = [paired_test(zero, result, HEADLINE) for result in results]
+            tests = [paired_of(zero, result) for result in results]
             gains = [test.difference for test in tests]
             low, p = min(test.low for test in tests), max(test.p_value for test in tests)
             notes.append(
@@ -219,7 +233,7 @@ def _comparison(
         title=f"Methods compared on {Path(base.data).name or base.data}",
         subtitle=f"backbone {base.backbone}, held-out split {first['held_out']}",
         protocol=base.protocol,
-        headline=HEADLINE,
+        headline=metrics[0],
         config={
             "data": base.data,
             "backbone": base.backbone,
@@ -242,7 +256,7 @@ def _zero_shots(
     """One run for each way in which the frozen model was measured, by the name of its row."""
     by_head: dict[str, Mapping[str, Any]] = {}
     for part in found.values():
-        by_head.setdefault(part["before"]["similarity"], part)
+        by_head.setdefault(part["before"].get("similarity", "cosine"), part)
     if len(by_head) == 1:
         return {ZERO_SHOT: next(iter(by_head.values()))}
     names = {"cosine": "mean pooling"}

@@ -130,7 +130,7 @@ def run_few_shot(job: TrainJob) -> FewShotResult:
     run = _Run(job, options, backbone, precision, data, templates)
     trained = run.train(job.recipe(), manifest.fingerprint)
     with frozen(backbone):
-        before = run.measure()
+        before = run.measure(own=False)
     chosen, after = run.choose()
     adapter = attached(backbone, "default")
     total = sum(p.numel() for p in backbone.model.parameters())
@@ -143,7 +143,7 @@ def run_few_shot(job: TrainJob) -> FewShotResult:
                  "splits": manifest.split_sizes, "left_out": ledger.summary()},
         "held_out": data.test_name,
         "protocol": job.protocol,
-        "few_shot": {"shots": options.shots, "templates": list(templates), "label": options.label,
+        "few_shot": {"shots": options.shots, "templates": list(run.own_templates), "label": options.label,
                      "classes": len(data.seen), "repeated_classes": data.repeated, **chosen},
         "trained": adapter.count(),
         "share": adapter.count() / total,
@@ -190,6 +190,8 @@ class _Run:
             if self.config.alpha is None:
                 own["alpha"] = data.classes.known.alpha
             self.config = replace(self.config, **own)
+        # CoOp's prompts take the place of the sentence around the class name.
+        self.own_templates = ("{}",) if job.method == "coop" else templates
         self.official = job.protocol == "tip-official"
         picked = data.test if self.official else data.val
         self.held_out = picked
@@ -282,16 +284,13 @@ class _Run:
 
     def _tower_task(self, recipe: Recipe) -> FewShotTask:
         data = self.data
-        # CoOp's prompts take the place of the sentence around the class name.
-        templates = ("{}",) if self.job.method == "coop" else self.templates
-        self.templates = templates
         picked = self.held_out
         return TowerFewShotTask(
             self.backbone,
             data.support.pixels,
             data.support.labels,
             data.seen,
-            templates,
+            self.own_templates,
             view=self.options.view,
             validation=None if picked is None else (picked.pixels, picked.labels),
             batch_size=recipe.batch_size,
@@ -322,12 +321,12 @@ class _Run:
             self._known[pictures.items] = torch.nn.functional.normalize(found, dim=-1)
         return self._known[pictures.items]
 
-    def measure(self) -> ClassificationResult:
-        """Test accuracy with whatever adapter is active."""
+    def measure(self, own: bool = True) -> ClassificationResult:
+        """Test accuracy with whatever adapter is active, by the method's own sentences or not."""
         return measure_classes(
             self.backbone,
             self.data,
-            self.templates,
+            self.own_templates if own else self.templates,
             self.job.protocol,
             self.precision,
             self.features,

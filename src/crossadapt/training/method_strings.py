@@ -22,6 +22,7 @@ SETTINGS = (
     "optimiser",
     "preset",
     "pooling",
+    "shots",
 )
 
 
@@ -49,7 +50,10 @@ def parse_contender(text: str) -> Contender:
     if name == "peft":
         kind, _, rest = rest.partition(":")
         name = f"peft:{kind}"
-    known = [f.name for f in fields(get_method(name).config_class)]
+    method = get_method(name)
+    # A cache's classes and shots come from the data and the run's settings.
+    filled = ("classes", "shots") if method.few_shot else ()
+    known = [f.name for f in fields(method.config_class) if f.name not in filled]
     extra = [*SETTINGS, *(["budget"] if "r" in known and name.startswith("peft:") else [])]
     options: dict[str, Any] = {}
     settings: dict[str, Any] = {}
