@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from tests.adapting import features, hooks, same, snapshot
 
-from crossadapt.adapters.attach import activate, attach, detach, frozen, set_strength
+from crossadapt.adapters.attach import activate, active, attach, detach, frozen, set_strength
 from crossadapt.adapters.classifier import Support, class_companion, class_logits
 from crossadapt.adapters.folder import load_adapter, save_adapter
 from crossadapt.adapters.registry import get_method, make_config, method_names
@@ -52,14 +52,12 @@ def built(backbone, method: str, name: str = "default", seed: int = 0):
 def logits(backbone) -> torch.Tensor:
     images = unit(4, backbone.embedding_dim, seed=7)
     judge = class_companion(backbone)
-    from crossadapt.adapters.attach import active
-
     return class_logits(judge, images, active(backbone).strength)
 
 
-def learn(backbone, adapter, steps: int = 3) -> list[float]:
+def learn(backbone, adapter, steps: int = 5) -> list[float]:
     images, labels = unit(4, backbone.embedding_dim, seed=7), torch.tensor([0, 1, 2, 0])
-    optimiser = torch.optim.Adam(list(adapter.trained().values()), lr=0.05)
+    optimiser = torch.optim.Adam(list(adapter.trained().values()), lr=0.005)
     losses = []
     for _ in range(steps):
         optimiser.zero_grad()

@@ -172,10 +172,13 @@ def test_lambda_zero_is_plain_cross_entropy_and_lambda_counts() -> None:
     plain = mixed(hard_weight=0.0)
     wanted = F.cross_entropy(plain.logits(QUERIES), LABELS)
     torch.testing.assert_close(plain.loss(QUERIES, LABELS)[0], wanted)
-    assert float(mixed(hard_weight=1.0).loss(QUERIES, LABELS)[0]) != pytest.approx(float(wanted))
+    hard = mixed(hard_weight=1.0).loss(QUERIES, LABELS)[0]
+    assert hard.item() != pytest.approx(wanted.item())
 
 
-@pytest.mark.parametrize(("gamma", "alpha", "alive"), [(0.5, 1.3, True), (1, 1.3, False), (0.5, 0.0, False)])
+@pytest.mark.parametrize(
+    ("gamma", "alpha", "alive"), [(0.5, 1.3, True), (1, 1.3, False), (0.5, 0.0, False)]
+)
 def test_text_networks_learn_if_and_only_if_they_count(gamma, alpha, alive) -> None:
     cache = mixed(gamma=gamma)
     cache.set_sharpness(alpha, 2.7)
@@ -242,7 +245,9 @@ def test_parameter_counts() -> None:
 
 def test_views_are_averaged_before_they_are_normalised() -> None:
     views = torch.tensor([[[4.0, 0.0]], [[0.0, 1.0]]])
-    torch.testing.assert_close(mean_of_views(views), F.normalize(torch.tensor([[2.0, 0.5]]), dim=-1))
+    torch.testing.assert_close(
+        mean_of_views(views), F.normalize(torch.tensor([[2.0, 0.5]]), dim=-1)
+    )
     other = F.normalize(F.normalize(views, dim=-1).mean(0), dim=-1)
     assert not torch.allclose(mean_of_views(views), other)
 
@@ -253,7 +258,9 @@ def test_search_grid() -> None:
     for values, top in ((beta, 7.0), (alpha, 3.0)):
         assert float(values[0]) == pytest.approx(0.1)
         assert float(values[-1]) < top
-        torch.testing.assert_close(values.diff(), torch.full_like(values[1:], (top - 0.1) / len(values)))
+        torch.testing.assert_close(
+            values.diff(), torch.full_like(values[1:], (top - 0.1) / len(values))
+        )
 
 
 def toy() -> tuple[ClassCache, torch.Tensor, torch.Tensor]:

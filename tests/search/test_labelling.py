@@ -54,7 +54,9 @@ def examples(photos: Path, *numbers: int) -> Path:
 def labels(store: str, name: str = "colour") -> dict[str, tuple]:
     rows = [
         row
-        for batch in Collections(store).open("c").scan(["item", f"attr_{name}", f"attr_{name}_score"])
+        for batch in Collections(store)
+        .open("c")
+        .scan(["item", f"attr_{name}", f"attr_{name}_score"])
         for row in batch.to_pylist()
     ]
     return {Path(r["item"]).stem: tuple(r.values())[1:] for r in rows}
@@ -121,7 +123,7 @@ def test_a_filter_labels_some_and_leaves_the_others(indexed) -> None:
 def test_an_adapter_gives_labels_and_one_of_another_model_is_refused(
     indexed, tmp_path: Path
 ) -> None:
-    photos, store = indexed
+    _, store = indexed
     folders = {}
     for seed in (0, 1):
         backbone = tiny("clip", seed=seed)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from crossadapt.cli.options import parse as parse_options
 from crossadapt.cli.output import accuracy, before_after, json_only, order_probe
-
 from crossadapt.errors import UserError
 
 

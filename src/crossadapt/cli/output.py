@@ -101,9 +101,7 @@ def before_after(before: RetrievalResult | None, after: RetrievalResult, split: 
         )
 
 
-def accuracy(
-    before: ClassificationResult | None, after: ClassificationResult, split: str
-) -> None:
+def accuracy(before: ClassificationResult | None, after: ClassificationResult, split: str) -> None:
     """Print accuracies with 95 % intervals, and what the paired test says.
 
     With `before` None only one model was measured: its accuracy is shown as zero-shot.

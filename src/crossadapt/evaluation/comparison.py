@@ -153,6 +153,8 @@ def write_comparison(
 ) -> dict[str, Path]:
     """Write `comparison.json`, `.md`, `.html` and `.png` into `folder`; paths by suffix.
 
+    Without a row that trains anything there is no cost to plot against, and no PNG.
+
     Args:
         rows: a `Comparison`, or its rows with its other fields as `options`.
         folder: made if missing.
@@ -169,6 +171,8 @@ def write_comparison(
         "md": write_file(folder / "comparison.md", to_markdown(found)),
         "html": write_file(folder / "comparison.html", to_html(found)),
     }
+    if not any(row.trained for row in found.rows):
+        return paths
     from crossadapt.evaluation.plots import comparison_png
 
     paths["png"] = write_file(folder / "comparison.png", comparison_png(found))
@@ -229,9 +233,7 @@ def to_html(found: Comparison) -> str:
             else None,
             section(
                 "Protocol",
-                tag(
-                    "p", tag("code", found.protocol), " — ", _definition(found.protocol)
-                ),
+                tag("p", tag("code", found.protocol), " — ", _definition(found.protocol)),
             ),
             sections.settings(found.config, found.versions),
         ),
@@ -273,7 +275,8 @@ def _cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _caption(found: Comparison) -> str:
-    counts = sorted({len(r.metrics[found.headline]) for r in found.rows if r.trained} or {1})
+    counts = {len(r.metrics[found.headline]) for r in found.rows}
+    counts = sorted(counts - {1} or {1})
     if counts == [1]:
         return f"Protocol {found.protocol}; one seed, so no interval."
     seeds = " to ".join(str(c) for c in {counts[0]: 0, counts[-1]: 0})

@@ -110,9 +110,7 @@ def paired_means(
     low, high = _quantiles(table.bootstrap(resamples, seed)[:, 0], confidence)
     p = _sign_flip(table.sums[:, 0], permutations, seed)
     first, second = float(was.mean()), float(now.mean())
-    return PairedTest(
-        metric, first, second, second - first, low, high, p, confidence, table.groups
-    )
+    return PairedTest(metric, first, second, second - first, low, high, p, confidence, table.groups)
 
 
 def metric_intervals(

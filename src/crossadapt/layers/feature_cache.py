@@ -1,4 +1,4 @@
-"""A cache of labelled features that is asked by similarity: the arithmetic of the Tip-Adapter family.
+"""A cache of labelled features that is asked by similarity: arithmetic of the Tip-Adapter family.
 
 Zhang et al., "Tip-Adapter", ECCV 2022, arXiv 2111.03930. R keys with a label each; a query's cosine
 c with a key counts as ``exp(-beta (1 - c))`` for the key's class.

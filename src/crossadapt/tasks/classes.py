@@ -52,7 +52,9 @@ def read_classes(manifest: Manifest, column: str = LABEL) -> Labelled:
     order = manifest.table.column(CLASS_INDEX).to_pylist() if numbered else labels
     by_item: dict[str, str] = {}
     place: dict[str, int | str] = {}
-    for item, label, at in zip(manifest.table.column("item").to_pylist(), labels, order, strict=True):
+    for item, label, at in zip(
+        manifest.table.column("item").to_pylist(), labels, order, strict=True
+    ):
         if label is None or not str(label).strip():
             raise UserError(
                 "an item has no class", where=item, fix=f"fill in its {column}, or leave it out"
@@ -112,6 +114,8 @@ def draw(labels: np.ndarray, classes: Sequence[int], shots: int, seed: int) -> n
             )
         rng = np.random.default_rng([seed, number])
         enough = len(there) >= shots
-        chosen = rng.permutation(len(there))[:shots] if enough else rng.integers(0, len(there), shots)
+        chosen = (
+            rng.permutation(len(there))[:shots] if enough else rng.integers(0, len(there), shots)
+        )
         parts.append(there[chosen])
     return np.concatenate(parts)

@@ -58,9 +58,7 @@ class TowerFewShotTask(FewShotTask):
         seed: int = 0,
         precision: Precision | None = None,
     ) -> None:
-        super().__init__(
-            torch.empty(0), labels, torch.empty(0), batch_size=batch_size, seed=seed
-        )
+        super().__init__(torch.empty(0), labels, torch.empty(0), batch_size=batch_size, seed=seed)
         self.pixels, self.held_out, self.precision = pixels, validation, precision
         self.names, self.templates, self.change = tuple(names), tuple(templates), VIEWS[view]
         tokens = backbone.tokenize([templates[0].replace("{}", spoken(name)) for name in names])

@@ -134,7 +134,7 @@ def _result_file(
     runs: Path, label: str, seed: int, job: TrainJob, identity: Mapping[str, str]
 ) -> Path:
     decides = {k: v for k, v in asdict(job).items() if k not in (*_FREE, "data")}
-    # Pictures have no clip settings, retrieval no shots, and a run is the same without these fields.
+    # Pictures have no clip settings and retrieval no shots: a run is the same without these fields.
     decides = {k: v for k, v in decides.items() if k not in _CLIPS or v is not None}
     # Resolved, so that a changed default of ours is a changed run.
     decides["recipe"] = job.recipe().identity()
@@ -200,8 +200,7 @@ def _comparison(
         interval = interval_of(zero)
         label = metric_label(metrics[0] if "harmonic_mean" not in metrics else "accuracy")
         notes.append(
-            f"{ZERO_SHOT}: {label} {interval.format()}, bootstrap over "
-            f"{interval.count:,} groups."
+            f"{ZERO_SHOT}: {label} {interval.format()}, bootstrap over {interval.count:,} groups."
         )
     for contender in contenders:
         parts = [found[contender.label, seed] for seed in seeds]

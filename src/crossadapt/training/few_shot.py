@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from crossadapt.adapters.attach import activate, attach, attached, detach, frozen
@@ -51,6 +50,8 @@ from crossadapt.training.run import (
 )
 
 FEW_SHOT = "few_shot"
+WHOLE_POOL = 2000
+"""Training pictures up to which the views of all of them are encoded."""
 PROTOCOLS = ("few-shot", "base-to-novel", "tip-official")
 
 
@@ -143,7 +144,8 @@ def run_few_shot(job: TrainJob) -> FewShotResult:
                  "splits": manifest.split_sizes, "left_out": ledger.summary()},
         "held_out": data.test_name,
         "protocol": job.protocol,
-        "few_shot": {"shots": options.shots, "templates": list(run.own_templates), "label": options.label,
+        "few_shot": {"shots": options.shots, "templates": list(run.own_templates),
+                     "label": options.label,
                      "classes": len(data.seen), "repeated_classes": data.repeated, **chosen},
         "trained": adapter.count(),
         "share": adapter.count() / total,
@@ -243,16 +245,7 @@ class _Run:
     def _cached_task(self, recipe: Recipe) -> FewShotTask:
         """Compute all features once, build the cache, and the task that trains it."""
         data, backbone = self.data, self.backbone
-        views = views_of(
-            backbone,
-            data.support.pixels,
-            data.support.items,
-            self.options.views,
-            self.options.view,
-            self.job.seed,
-            precision=self.precision,
-            cache=self.job.cache,
-        )
+        views = self._views()
         text = class_texts(backbone, data.seen, self.templates, self.precision)
         text_keys = self._coop_texts()
         attach(backbone, self.config, seed=self.job.seed)
@@ -269,6 +262,26 @@ class _Run:
             batch_size=recipe.batch_size,
             seed=self.job.seed,
         )
+
+    def _views(self) -> torch.Tensor:
+        """Features (V, R, C) of the views of the examples.
+
+        Those of a small training split are computed for all its pictures: runs with other seeds
+        and other numbers of shots then find them in the cache.
+        """
+        whole = len(self.data.pool.items) <= WHOLE_POOL
+        pictures = self.data.pool if whole else self.data.support
+        found = views_of(
+            self.backbone,
+            pictures.pixels,
+            pictures.items,
+            self.options.views,
+            self.options.view,
+            0 if whole else self.job.seed,
+            precision=self.precision,
+            cache=self.job.cache,
+        )
+        return found[:, torch.from_numpy(self.data.drawn)] if whole else found
 
     def _coop_texts(self) -> torch.Tensor | None:
         """Class texts with the prompts of a CoOp adapter, for a text cache; None without one."""
@@ -342,7 +355,9 @@ class _Run:
         val = self._features(self.data.val)
         if not self.options.search or val is None:
             return {**said, "searched": False}, self.measure()
-        first = self.measure() if self.official and attached(self.backbone, "default").count() else None
+        first = (
+            self.measure() if self.official and attached(self.backbone, "default").count() else None
+        )
         known = self.data.classes.known.search
         largest = (
             self.options.search_beta or known[0],
@@ -356,4 +371,3 @@ class _Run:
             judge.set_sharpness(*start)
             return said, first
         return {**said, "alpha": alpha, "beta": beta}, found
-

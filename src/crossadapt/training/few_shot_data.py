@@ -41,19 +41,26 @@ class Pictures:
 class FewShotData:
     """What a run learns from and is measured on.
 
-    `seen` are the classes of `support`, `val` and `test`; `novel` holds the test pictures of the
-    other classes under base-to-novel, else None. `repeated` counts classes that have fewer
-    training pictures than shots, so that some were drawn twice.
+    `seen` are the classes of `pool`, `val` and `test`; `novel` holds the test pictures of the
+    other classes under base-to-novel, else None. `pool` are all training pictures of the classes,
+    `drawn` int64 the numbers of the examples among them, class by class. `repeated` counts classes
+    that have fewer training pictures than shots, so that some were drawn twice.
     """
 
     classes: Labelled
     seen: tuple[str, ...]
-    support: Pictures
+    pool: Pictures
+    drawn: np.ndarray
     val: Pictures | None
     test: Pictures
     novel: Pictures | None
     test_name: str
     repeated: int
+
+    @property
+    def support(self) -> Pictures:
+        """The examples, class by class."""
+        return _take(self.pool, self.drawn)
 
 
 def read_few_shot(job: TrainJob, ledger: Ledger) -> Manifest:
@@ -120,7 +127,8 @@ def open_few_shot(
     return FewShotData(
         classes,
         pool.names,
-        _take(pool, drawn),
+        pool,
+        drawn,
         val,
         test,
         other,

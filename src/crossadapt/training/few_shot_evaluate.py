@@ -137,11 +137,12 @@ def evaluate_classes(
     notes = []
     judge = class_companion(model)
     if judge is not None:
+        mine, theirs = (", ".join(names[:3]) for names in (judge.classes, classes.names))
         known = set(judge.classes) & set(classes.names)
         if not known:
             raise UserError(
                 "the adapter knows none of the classes of the data",
-                where=f"{', '.join(classes.names[:3])}, ...; it knows {', '.join(judge.classes[:3])}",
+                where=f"{theirs}, ...; it knows {mine}, ...",
                 fix="name the classes alike, or train on this data",
             )
         if len(known) < len(classes.names):

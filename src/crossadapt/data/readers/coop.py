@@ -1,4 +1,4 @@
-"""Classification sets as CoOp distributes their splits: ``split_zhou_*.json``, and FGVC-Aircraft."""
+"""Classification sets as CoOp ships their splits: ``split_zhou_*.json``, and FGVC-Aircraft."""
 
 from __future__ import annotations
 
