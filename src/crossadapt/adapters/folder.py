@@ -66,6 +66,7 @@ def save_adapter(
         "method": adapter.method,
         "config": asdict(adapter.config),
         "seed": adapter.seed,
+        "strength": adapter.strength,
         "trainable": adapter.count(),
         "backbone": {
             "family": backbone.family,
@@ -118,6 +119,7 @@ def load_adapter(
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(tensors[key])
+    adapter.strength = float(saved.get("strength", 1.0))
     adapter.eval()
     return install(backbone, adapter)
 

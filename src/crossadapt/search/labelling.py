@@ -193,7 +193,7 @@ def _by_adapter(collection: Collection, job: LabelJob) -> _Judge:
     device = next(p for p in adapter.companion.parameters()).device  # type: ignore[union-attr]
 
     def logits(vectors: np.ndarray) -> Tensor:
-        return class_logits(judge, torch.from_numpy(vectors).to(device))
+        return class_logits(judge, torch.from_numpy(vectors).to(device), adapter.strength)
 
     return _Judge(judge.classes, logits, judge.alpha, judge.beta, None, saved["method"])
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+from crossadapt.adapters.attach import active
 from crossadapt.adapters.classifier import ClassCompanion, class_companion, class_logits
 from crossadapt.data.class_sets import LABEL
 from crossadapt.errors import UserError, did_you_mean
@@ -158,7 +159,9 @@ class FewShotTask:
         if judge is None:
             logits = SCALE * F.normalize(held_out.images, dim=-1) @ self.text.T
         else:
-            logits = class_logits(judge, held_out.images.to(self._device(backbone)))
+            adapter = active(backbone)
+            strength = 1.0 if adapter is None else adapter.strength
+            logits = class_logits(judge, held_out.images.to(self._device(backbone)), strength)
         return {"accuracy": held_out.accuracy(logits)}
 
     def parameters(self) -> Mapping[str, Parameter]:
@@ -171,7 +174,10 @@ class FewShotTask:
 
 
 def search_sharpness(
-    judge: ClassCompanion, held_out: LabelledFeatures, largest: tuple[float, float]
+    judge: ClassCompanion,
+    held_out: LabelledFeatures,
+    largest: tuple[float, float],
+    strength: float = 1.0,
 ) -> tuple[float, float, float]:
     """The published grid search: 200 values of beta, 20 of alpha, the first best pair.
 
@@ -179,6 +185,7 @@ def search_sharpness(
         judge: built, and trained if it is to be.
         held_out: pictures to choose by.
         largest: upper ends of beta and alpha, neither of which is tried.
+        strength: dial of the adapter, see `class_logits`.
 
     Returns:
         alpha, beta, and the accuracy in percent they reach; nothing is stored.
@@ -189,7 +196,7 @@ def search_sharpness(
         plain = judge.zero_shot(held_out.images)
         for beta in grid(largest[0], BETA_STEPS).tolist():
             part = judge.cache_part(held_out.images, beta)
-            logits = plain + alphas.to(part.dtype).view(-1, 1, 1) * part
+            logits = plain + strength * alphas.to(part.dtype).view(-1, 1, 1) * part
             right = (logits.argmax(dim=2) == held_out.labels).double().mean(dim=1)
             at = int(right.argmax())
             if 100.0 * float(right[at]) > best[2]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from crossadapt.adapters.attach import activate, attach, attached, detach, frozen
+from crossadapt.adapters.attach import activate, attach, attached, detach, frozen, set_strength
 from crossadapt.adapters.classifier import Support, class_companion
 from crossadapt.adapters.folder import load_adapter, save_adapter
 from crossadapt.adapters.registry import get_method, method_of
@@ -222,6 +222,7 @@ class _Run:
             task = self._tower_task(recipe)
         adapter = attached(self.backbone, "default")
         if not adapter.trained():
+            set_strength(self.backbone, recipe.strength)
             scores = task.validate(self.backbone)
             with frozen(self.backbone):
                 zero = task.validate(self.backbone)
@@ -358,12 +359,13 @@ class _Run:
         first = (
             self.measure() if self.official and attached(self.backbone, "default").count() else None
         )
+        adapter = attached(self.backbone, "default")
         known = self.data.classes.known.search
         largest = (
             self.options.search_beta or known[0],
             self.options.search_alpha or known[1],
         )
-        alpha, beta, accuracy = search_sharpness(judge, val, largest)
+        alpha, beta, accuracy = search_sharpness(judge, val, largest, adapter.strength)
         judge.set_sharpness(alpha, beta)
         found = self.measure()
         said |= {"searched": True, "validation_accuracy": accuracy}

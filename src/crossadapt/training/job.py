@@ -55,6 +55,8 @@ class TrainJob:
     """Validations without a new best before stopping; 0 never stops early."""
     guard: int | None = None
     """Validations in a row below zero-shot before stopping; 0 never does."""
+    strength: float | None = None
+    """Dial at which the adapter is validated, measured and saved; training is at 1."""
     checkpoint_seconds: float | None = None
     """Longest time between two checkpoints."""
     checkpoint_steps: int | None = None
@@ -97,9 +99,15 @@ class TrainJob:
     """Print nothing."""
 
     def __post_init__(self) -> None:
-        """Refuse a number of frames that no clip can have."""
+        """Refuse a number of frames that no clip can have, and half a new model."""
         if self.frames is not None and self.frames < 1:
             raise UserError(f"{self.frames} frames", where="frames", fix="take at least 1")
+        if self.from_scratch and self.strength not in (None, 1.0):
+            raise UserError(
+                "a new model has no frozen state to be dialled to",
+                where="strength",
+                fix="leave it out for new: backbones",
+            )
 
     def recipe(self) -> Recipe:
         """The training numbers: the preset's, with this job's changes."""
@@ -128,7 +136,7 @@ def make_job(settings: Mapping[str, Any], *, where: str = "settings") -> TrainJo
             given[name] = Path(given[name])
     for name in ("method_options", "task_options"):
         given[name] = given.get(name) or {}
-    for name in ("lr", "weight_decay", "warmup", "checkpoint_seconds"):
+    for name in ("lr", "weight_decay", "warmup", "strength", "checkpoint_seconds"):
         given[name] = _number(name, given.get(name), where)
     return TrainJob(**given)
 

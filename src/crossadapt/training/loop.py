@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from crossadapt.adapters.attach import attached, frozen
+from crossadapt.adapters.attach import at_strength, attached, frozen, set_strength
 from crossadapt.backbones.precision import Precision, choose_precision
 from crossadapt.errors import UserError
 from crossadapt.tasks.base import Task
@@ -120,6 +120,7 @@ class _Run:
         output: Path,
     ) -> None:
         self.backbone, self.task, self.recipe, self.seed = backbone, task, recipe, seed
+        self.adapter = adapter
         self.precision, self.output = precision, output
         self.main, self.rank = accelerator.is_main_process, accelerator.process_index
         self.world, self.device = accelerator.num_processes, accelerator.device
@@ -173,6 +174,7 @@ class _Run:
                         return self.finish("interrupted")
             if self.best.exists():
                 load_checkpoint(self.best, self.trained, self.identity)
+            set_strength(self.backbone, self.recipe.strength, self.adapter)
             return self.finish(progress.status)
 
     def begin(self) -> None:
@@ -245,7 +247,8 @@ class _Run:
     def validate(self) -> dict[str, float]:
         """Scores of the first process, told to all of them so that all decide alike."""
         self.backbone.adapters.eval()
-        scores: list[Any] = [self.task.validate(self.backbone) if self.main else {}]
+        with at_strength(self.backbone, self.recipe.strength, self.adapter):
+            scores: list[Any] = [self.task.validate(self.backbone) if self.main else {}]
         return broadcast_object_list(scores)[0] if self.world > 1 else scores[0]
 
     def checkpoint_due(self) -> bool:

@@ -34,13 +34,13 @@ def searched() -> World:
     return world()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def address(searched: World) -> Iterator[str]:
     """A server that asks for nothing."""
     yield from _served(Collections(searched.store), Settings(port=0))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that asks for `TOKEN`, over 30 and 8 shapes with the frozen view alone."""
     folder = tmp_path_factory.mktemp("plain")
@@ -56,7 +56,7 @@ def _served(home: Collections, settings: Settings) -> Iterator[str]:
         yield where
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium of the system, or the one that ``CROSSADAPT_CHROMIUM`` names."""
     chromium = Path(os.environ.get("CROSSADAPT_CHROMIUM", "/usr/bin/chromium"))
