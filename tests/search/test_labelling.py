@@ -19,7 +19,8 @@ from crossadapt.cli.main import main
 from crossadapt.errors import UserError
 from crossadapt.search import embedder as embedding
 from crossadapt.search.collection import Collections
-from crossadapt.search.labelling import LabelJob, label_collection, read_examples
+from crossadapt.search.label_examples import read_examples
+from crossadapt.search.labelling import LabelJob, label_collection
 
 COLOURS = {"red": (200, 30, 30), "blue": (40, 60, 200)}
 

@@ -51,10 +51,11 @@ def class_sets() -> dict[str, ClassSet]:
         Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
     )
     lists = ("templates", "search", "pictures", "ignore")
-    return {
-        name: ClassSet(name, **{k: tuple(v) if k in lists else v for k, v in values.items()})
-        for name, values in content.items()
-    }
+    found = {}
+    for name, values in content.items():
+        fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in values.items()}
+        found[name] = ClassSet(name, **fields)
+    return found
 
 
 def class_set(name: str) -> ClassSet:
