@@ -16,7 +16,7 @@ from crossadapt.backbones import tiny
 from crossadapt.cli.main import main
 from crossadapt.data.manifest import Manifest
 from crossadapt.errors import UserError
-from crossadapt.evaluation.classification import (
+from crossadapt.evaluation.accuracy import (
     ClassificationResult,
     classify,
     harmonic_mean,

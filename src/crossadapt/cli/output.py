@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crossadapt.evaluation.classification import ClassificationResult
+    from crossadapt.evaluation.accuracy import ClassificationResult
     from crossadapt.evaluation.metrics import RetrievalResult
     from crossadapt.evaluation.order_probe import ProbeResult
 
@@ -106,7 +106,7 @@ def accuracy(before: ClassificationResult | None, after: ClassificationResult, s
 
     With `before` None only one model was measured: its accuracy is shown as zero-shot.
     """
-    from crossadapt.evaluation.classification import paired_accuracy
+    from crossadapt.evaluation.accuracy import paired_accuracy
     from crossadapt.evaluation.metrics import metric_label
 
     models = {"zero-shot": after} if before is None else {"zero-shot": before, "adapted": after}

@@ -10,8 +10,8 @@ from typing import Any
 
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.evaluation import sections
+from crossadapt.evaluation.accuracy import CLASS_PROTOCOLS
 from crossadapt.evaluation.charts import CARD, WIDE, Point, scatter_chart
-from crossadapt.evaluation.classification import CLASS_PROTOCOLS
 from crossadapt.evaluation.html import Markup, join, page, section, table, tag
 from crossadapt.evaluation.intervals import Interval, seed_interval
 from crossadapt.evaluation.metrics import EXTRA_METRICS, METRIC_NAMES, metric_label

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crossadapt.evaluation.classification import ClassificationResult, paired_accuracy
+from crossadapt.evaluation.accuracy import ClassificationResult, paired_accuracy
 from crossadapt.evaluation.intervals import Interval, PairedTest, metric_intervals, paired_test
 from crossadapt.evaluation.metrics import RetrievalResult
 

@@ -17,7 +17,7 @@ from crossadapt.adapters.registry import get_method
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.data import Ledger, Manifest
 from crossadapt.errors import UserError
-from crossadapt.evaluation.classification import ClassificationResult
+from crossadapt.evaluation.accuracy import ClassificationResult
 from crossadapt.files import write_file
 from crossadapt.tasks.base import read_options
 from crossadapt.tasks.classes import Labelled, read_classes

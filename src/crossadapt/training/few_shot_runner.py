@@ -15,7 +15,7 @@ from crossadapt.adapters.folder import load_adapter
 from crossadapt.adapters.registry import method_of
 from crossadapt.backbones.hf import HFBackbone
 from crossadapt.backbones.precision import Precision
-from crossadapt.evaluation.classification import ClassificationResult
+from crossadapt.evaluation.accuracy import ClassificationResult
 from crossadapt.layers.feature_cache import mean_of_views
 from crossadapt.tasks.class_features import class_texts, views_of
 from crossadapt.tasks.encode import encode_images
