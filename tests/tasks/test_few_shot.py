@@ -16,7 +16,7 @@ from crossadapt.backbones import tiny
 from crossadapt.cli.main import main
 from crossadapt.data.manifest import Manifest
 from crossadapt.errors import UserError
-from crossadapt.evaluation.accuracy import (
+from crossadapt.evaluation.classification import (
     ClassificationResult,
     classify,
     harmonic_mean,
@@ -95,7 +95,7 @@ def test_accuracy_by_hand() -> None:
     before = classify(logits, [0, 1, 1, 2], "abc", ["g", "g", "h", "i"])
     assert before.metric("accuracy") == 50
     assert before.metric("class_accuracy") == pytest.approx((100 + 50 + 0) / 3)
-    again = ClassificationResult.from_dict(json.loads(json.dumps(before.to_dict(pictures=True))))
+    again = ClassificationResult.from_dict(json.loads(json.dumps(before.to_dict(answers=True))))
     assert again.to_dict() == before.to_dict()
     interval = before.interval()
     assert interval.low < 50 < interval.high
@@ -104,7 +104,7 @@ def test_accuracy_by_hand() -> None:
     test = paired_accuracy(before, after)
     assert (test.before, test.after, test.difference) == (50, 100, 50)
     assert test.low <= 50 <= test.high
-    with pytest.raises(UserError, match="same pictures"):
+    with pytest.raises(UserError, match="same items"):
         paired_accuracy(before, classify(np.eye(3), [0, 1, 2], "abc", "ghi"))
     with pytest.raises(UserError, match="not a number"):
         classify(np.full((1, 2), np.nan), [0], "ab", ["g"])
@@ -121,7 +121,7 @@ def test_harmonic_mean_of_base_and_novel() -> None:
     assert {m: both.metric(m) for m in both.metrics} == {
         "harmonic_mean": pytest.approx(200 / 3), "base": 100, "novel": 50}  # fmt: skip
     assert both.correct.mean() == 75
-    assert ClassificationResult.from_dict(both.to_dict(pictures=True)).metric("novel") == 50
+    assert ClassificationResult.from_dict(both.to_dict(answers=True)).metric("novel") == 50
 
 
 def test_templates_are_averaged_on_the_sphere() -> None:
@@ -232,7 +232,7 @@ def test_commands_and_domain_shift(
     assert main(shift) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["protocol"], document["adapted"]["classes"]) == ("domain-shift", 2)
-    assert document["adapted"]["pictures"] == 4
+    assert document["adapted"]["items"] == 4
     zero = ["evaluate", "--data", str(folder), "--task", "few-shot", "--backbone", "tiny:clip"]
     assert main(zero) == 0
     assert "zero-shot" in capsys.readouterr().out

@@ -35,14 +35,16 @@ AnyPlan = TypeVar("AnyPlan", bound=PlanFunction)
 class Method:
     """One way to adapt: its `name`, config dataclass, `plan` function and documentation text.
 
-    `few_shot` says that it is built from labelled examples and scores their classes; its config
-    has the fields `classes` (names) and `shots`, which the task few-shot fills in.
+    `task` names the one task that can train it, where that is not decided by the data. `few_shot`
+    says that it is built from labelled examples and scores their classes; its config has the
+    fields `classes` (names) and `shots`, which the task few-shot fills in.
     """
 
     name: str
     config_class: type
     plan: PlanFunction
     doc: str
+    task: str | None = None
     few_shot: bool = False
 
 
@@ -51,9 +53,14 @@ _BY_CONFIG: dict[type, str] = {}
 
 
 def register(
-    name: str, config_class: type, *, few_shot: bool = False
+    name: str, config_class: type, *, task: str | None = None, few_shot: bool = False
 ) -> Callable[[AnyPlan], AnyPlan]:
     """Decorate ``plan(backbone, config) -> Plan`` with its method name and config dataclass.
+
+    Args:
+        name: the file's name with dashes.
+        config_class: a frozen dataclass of options.
+        task: the task that trains it, when only one can.
 
     Raises:
         ValueError: the name or config class is taken, or the class is not a frozen dataclass.
@@ -67,7 +74,7 @@ def register(
             raise ValueError(f"{config_class.__name__} must be a frozen dataclass")
         module = inspect.getmodule(plan)
         doc = inspect.getdoc(module) or inspect.getdoc(plan) or ""
-        _METHODS[name] = Method(name, config_class, plan, doc, few_shot)
+        _METHODS[name] = Method(name, config_class, plan, doc, task, few_shot)
         _BY_CONFIG[config_class] = name
         return plan
 

@@ -62,8 +62,7 @@ def fingerprint(backbone: HFBackbone) -> str:
     facts = {
         "family": backbone.family,
         "embedding_dim": backbone.embedding_dim,
-        "vision": _values(backbone.model.config.vision_config, _VISION),
-        "text": _values(backbone.model.config.text_config, _TEXT),
+        **backbone.identity(),
         "preprocess": backbone.preprocess.to_dict(),
         "tokenizer": backbone.tokenize.identity,
     }
@@ -73,6 +72,14 @@ def fingerprint(backbone: HFBackbone) -> str:
         values = parameter.detach().to("cpu", torch.float32).contiguous()
         digest.update(values.reshape(-1).numpy())
     return digest.hexdigest()
+
+
+def identity_of(config: Any) -> dict[str, Any]:
+    """What shapes a feature in a Hugging Face configuration of two towers."""
+    return {
+        "vision": _values(config.vision_config, _VISION),
+        "text": _values(config.text_config, _TEXT),
+    }
 
 
 def _values(config: Any, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crossadapt.evaluation.accuracy import ClassificationResult
+    from crossadapt.evaluation.classification import ClassificationResult
     from crossadapt.evaluation.metrics import RetrievalResult
     from crossadapt.evaluation.order_probe import ProbeResult
 
@@ -63,6 +63,13 @@ def order_probe(probes: Mapping[str, ProbeResult | None]) -> None:
         )
 
 
+def modalities(subsets: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the accuracy of the linear probe and the trained model for subsets of modalities."""
+    if len(subsets) > 1:
+        cells = [[n, f"{s['linear_probe']:.1f}", f"{s['trained']:.1f}"] for n, s in subsets.items()]
+        table("accuracy by modalities", ["modalities", "linear probe", "trained"], cells)
+
+
 def before_after(before: RetrievalResult | None, after: RetrievalResult, split: str) -> None:
     """Print frozen and adapted scores with 95 % intervals, and what the paired test says.
 
@@ -101,27 +108,30 @@ def before_after(before: RetrievalResult | None, after: RetrievalResult, split: 
         )
 
 
-def accuracy(before: ClassificationResult | None, after: ClassificationResult, split: str) -> None:
-    """Print accuracies with 95 % intervals, and what the paired test says.
+def accuracy(
+    before: ClassificationResult | None,
+    after: ClassificationResult,
+    split: str,
+    names: tuple[str, str] = ("zero-shot", "adapted"),
+) -> None:
+    """Print metrics of classes with 95 % intervals, and what the paired test says.
 
-    With `before` None only one model was measured: its accuracy is shown as zero-shot.
+    With `before` None only one model was measured, and goes by the first of `names`.
     """
-    from crossadapt.evaluation.accuracy import paired_accuracy
+    from crossadapt.evaluation.classification import paired_accuracy
     from crossadapt.evaluation.metrics import metric_label
 
-    models = {"zero-shot": after} if before is None else {"zero-shot": before, "adapted": after}
+    models = [after] if before is None else [before, after]
     rows = []
-    for name, result in models.items():
-        parts = result.parts or {}
-        cells = []
-        for metric in result.metrics:
-            measured = parts.get(metric, result if metric == "accuracy" else None)
-            sure = measured is not None and measured.groups > 1
-            text = measured.interval().format() if sure and measured is not None else ""
-            cells.append(text or f"{result.metric(metric):.1f}")
+    for name, result in zip(names, models, strict=False):
+        spans = result.intervals()
+        cells = [
+            spans[metric].format() if metric in spans else f"{result.metric(metric):.1f}"
+            for metric in result.metrics
+        ]
         rows.append([name, *cells])
     table(
-        f"held-out split {split!r}, protocol {after.protocol}: {len(after.labels):,} pictures, "
+        f"held-out split {split!r}, protocol {after.protocol}: {len(after):,} items, "
         f"{len(after.classes):,} classes",
         ["model", *map(metric_label, after.metrics)],
         rows,

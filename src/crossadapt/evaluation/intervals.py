@@ -92,27 +92,6 @@ def bootstrap_mean(
     return _interval(float(array.mean()), draws, confidence, table.groups)
 
 
-def paired_means(
-    metric: str,
-    before: Sequence[float] | np.ndarray,
-    after: Sequence[float] | np.ndarray,
-    groups: Groups,
-    *,
-    resamples: int = 2000,
-    permutations: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> PairedTest:
-    """Compare the means of two values (Q,) of the same queries, drawing and flipping `groups`."""
-    was, now = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    [codes] = encode_groups(as_names(groups, len(was), "groups"))
-    table = _Table([(now - was, codes)])
-    low, high = _quantiles(table.bootstrap(resamples, seed)[:, 0], confidence)
-    p = _sign_flip(table.sums[:, 0], permutations, seed)
-    first, second = float(was.mean()), float(now.mean())
-    return PairedTest(metric, first, second, second - first, low, high, p, confidence, table.groups)
-
-
 def metric_intervals(
     result: RetrievalResult,
     *,
@@ -187,6 +166,18 @@ def paired_test(
 ) -> PairedTest:
     """`paired_tests` for one metric."""
     return paired_tests(before, after, metrics=[metric], **options)[metric]
+
+
+def paired_means(
+    before: np.ndarray, after: np.ndarray, groups: Groups, *, metric: str, seed: int = 0
+) -> PairedTest:
+    """Compare the means of two values (Q,) of the same queries, as `paired_tests` does."""
+    [codes] = encode_groups(as_names(groups, len(before), "groups"))
+    table = _Table([(np.asarray(after, np.float64) - np.asarray(before, np.float64), codes)])
+    low, high = _quantiles(table.bootstrap(2000, seed)[:, 0], 0.95)
+    p = _sign_flip(table.sums[:, 0], 10_000, seed)
+    was, now = float(np.mean(before)), float(np.mean(after))
+    return PairedTest(metric, was, now, now - was, low, high, p, 0.95, table.groups)
 
 
 def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:

@@ -30,6 +30,7 @@ EXTRA_METRICS = {
     "order_probe": "Order probe",
     "accuracy": "Accuracy",
     "class_accuracy": "Mean class accuracy",
+    "macro_f1": "Macro-F1",
     "harmonic_mean": "Harmonic mean",
     "base": "Base classes",
     "novel": "Novel classes",

@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -149,7 +150,7 @@ class Embedder:
         return self._views[view]
 
     def fingerprint(self, view: str) -> str:
-        """Hex SHA-256 over backbone, method, config and tensors; equal means equal vectors.
+        """Hex SHA-256 over all that changes a vector: backbone, method, config, tensors, strength.
 
         Raises:
             UserError: there is no such view.
@@ -177,6 +178,21 @@ class Embedder:
             return self.backbone.encode_image(self.backbone.preprocess.normalise(batch))
 
         return self._encode(np.arange(len(pixels)), chosen, encode, _PICTURES)
+
+    @contextmanager
+    def alone(self, view: str) -> Iterator[HFBackbone]:
+        """The backbone with the adapter of `view` for whatever comes in, and nobody else's.
+
+        Raises:
+            UserError: there is no such view.
+        """
+        with self._lock, torch.inference_mode():
+            activate(self.backbone, None if self._adapter(view) is None else view)
+            try:
+                with self.precision.autocast():
+                    yield self.backbone
+            finally:
+                activate(self.backbone, None)
 
     def texts(self, texts: Sequence[str], views: str | Sequence[str] = FROZEN) -> np.ndarray:
         """Vectors of texts: float32 (N, D) of length one, in the order given.
@@ -220,13 +236,10 @@ class Embedder:
                 with mixed(self.backbone, [chosen[row] for row in rows]):
                     found[rows] = self._unit(encode, rows)
             for name, members in alone.items():
-                activate(self.backbone, name)
-                try:
+                with self.alone(name):
                     for start in range(0, len(members), size):
                         rows = np.asarray(members[start : start + size])
                         found[rows] = self._unit(encode, rows)
-                finally:
-                    activate(self.backbone, None)
         return found
 
     def _unit(self, encode: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> np.ndarray:
@@ -260,15 +273,17 @@ class Embedder:
         return hashlib.sha256(f"{self.backbone.fingerprint}\0{FROZEN}".encode()).hexdigest()
 
     def _fingerprint(self, adapter: AttachedAdapter) -> str:
-        facts = {
+        facts: dict[str, Any] = {
             "backbone": self.backbone.fingerprint,
             "method": adapter.method,
             "config": dataclasses.asdict(adapter.config),
             # Untrained tensors of a method, such as random projections, follow from the seed.
             "seed": adapter.seed,
         }
+        if adapter.strength != 1:  # at 1, fingerprints are what they were before it was saved
+            facts["strength"] = adapter.strength
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, parameter in sorted(adapter.trained().items()):
+        for name, parameter in sorted({**adapter.trained(), **adapter.kept()}.items()):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             values = parameter.detach().to("cpu", torch.float32).contiguous()
             digest.update(values.numpy().tobytes())

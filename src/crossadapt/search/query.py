@@ -15,6 +15,7 @@ import numpy as np
 
 from crossadapt.search.cache import matrix
 from crossadapt.search.card import FROZEN, attribute_column, vector_column
+from crossadapt.search.clips import find_moments
 from crossadapt.search.composing import Vectors, compose, embed, without
 from crossadapt.search.query_picture import LIMITS, Limits
 from crossadapt.search.request import Prepared, Query, check, prepare
@@ -72,7 +73,9 @@ class Hit:
     frozen_rank: int | None = None
     """Rank of the item by the frozen model among the same items; None unless compared."""
     start: float | None = None
-    """Where in a video, in seconds; None for whole items."""
+    """Where in a video the best frame is, in seconds; None for pictures."""
+    frame: int | None = None
+    """Number of that frame among those stored of the clip."""
 
 
 @dataclass
@@ -123,6 +126,7 @@ def rank(
     ids, scores, found = _find(prepared, vector, collection, view, strength)
     views = prepared.views if calibration is not None else ()
     hits, items = _gather(collection, ids, scores, views)
+    find_moments(collection, hits, vector, view, strength)
     if not found.passing:
         notes.append(_why_empty(query, collection))
     if calibration is not None and hits:
@@ -174,6 +178,7 @@ def _compare(
     ids, scores, _ = _find(prepared, vector, collection, FROZEN, 1.0)
     views = (FROZEN,) if calibration is not None else ()
     frozen_hits, items = _gather(collection, ids, scores, views)
+    find_moments(collection, frozen_hits, vector, FROZEN, 1.0)
     asked = [hit.id for hit in [*hits, *frozen_hits]]
     ranks = frozen_ranks(collection, vector, asked, query.filter, query.like)
     for hit in [*hits, *frozen_hits]:

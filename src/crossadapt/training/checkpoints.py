@@ -52,6 +52,7 @@ def save_checkpoint(
     progress: Progress,
     identity: Mapping[str, Any],
     optimiser: Optimizer | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint in place of an older one, which stays whole if this fails.
 
@@ -61,6 +62,7 @@ def save_checkpoint(
         progress: counters and scores.
         identity: what the run is; `load_checkpoint` refuses another.
         optimiser: its per-parameter state is stored too; a checkpoint without it cannot resume.
+        state: other tensors to store, such as running statistics or a task's queue.
     """
     tensors: dict[str, Tensor] = {
         f"trained/{name}": p.detach().contiguous() for name, p in trained.items()
@@ -69,6 +71,7 @@ def save_checkpoint(
         for name, p in trained.items():
             for key, value in optimiser.state.get(p, {}).items():
                 tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value).contiguous()
+    tensors |= {f"state/{n}": x.detach().contiguous() for n, x in (state or {}).items()}
     header = {
         "format": FORMAT,
         "progress": json.dumps(asdict(progress)),
@@ -83,8 +86,9 @@ def load_checkpoint(
     trained: Mapping[str, Parameter],
     identity: Mapping[str, Any],
     optimiser: Optimizer | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Progress:
-    """Read a checkpoint into the trained tensors (and the optimiser); return where it stands.
+    """Read a checkpoint into trained tensors, optimiser and state; return where it stands.
 
     Raises a `UserError` when the file is damaged, when it belongs to a run with other settings
     (each difference is named), or when its tensors are not exactly the trained ones.
@@ -103,6 +107,16 @@ def load_checkpoint(
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(tensors[f"trained/{name}"])
+    for name, x in (state or {}).items():
+        stored = tensors.get(f"state/{name}")
+        if stored is None or stored.shape != x.shape:
+            raise UserError(
+                f"the checkpoint does not hold the state {name} of this run",
+                where=str(path),
+                fix="start again in another output folder",
+            )
+        with torch.no_grad():
+            x.copy_(stored)
     if optimiser is not None:
         _load_optimiser(tensors, trained, optimiser)
     return Progress(**json.loads(header["progress"]))

@@ -1,45 +1,56 @@
 """Train several methods with several seeds and put the results side by side.
 
-Each (method, seed) runs in a fresh child process (`crossadapt.training.contender`). A finished run
-is a JSON file named by the hash of everything that decides its numbers, so the same command again
-trains only what is missing, and changing anything that matters trains anew.
+Each (method, seed) is a run of its own (`crossadapt.training.contender_runs`), so the same command
+again trains only what is missing, and changing anything that matters trains anew.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crossadapt import backbones
-from crossadapt.adapters.registry import get_method, make_config
+from crossadapt.adapters.registry import get_method
 from crossadapt.data import Ledger, Manifest, read_manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.comparison import Comparison, ComparisonRow, write_comparison
+from crossadapt.evaluation.failure import Failure
 from crossadapt.evaluation.metrics import metric_label
-from crossadapt.evaluation.order_probe import ORDER_PROBE, ProbeResult
 from crossadapt.evaluation.plots import require_matplotlib
-from crossadapt.files import make_folder, write_file
-from crossadapt.training.compared import interval_of, metrics_of, paired_of, result_of
-from crossadapt.training.contender import measure_classes
+from crossadapt.files import make_folder
+from crossadapt.training.classifying import MULTIMODAL_TASK
+from crossadapt.training.compared import (
+    ZERO_SHOT,
+    interval_of,
+    metrics_of,
+    paired_of,
+    probe_note,
+    probes,
+    result_of,
+    zero_shots,
+)
+from crossadapt.training.contender_runs import (
+    RunFailed,
+    known_failure,
+    raised,
+    result_file,
+    run_child,
+    run_here,
+)
 from crossadapt.training.few_shot import is_few_shot, resolve_few_shot
 from crossadapt.training.few_shot_data import read_few_shot
 from crossadapt.training.heldout import VIDEO_TASK, resolve_task, video_config
 from crossadapt.training.job import TrainJob
-from crossadapt.training.method_strings import SETTINGS, Contender, parse_contender, sized
-from crossadapt.training.run import versions
-
-ZERO_SHOT = "zero-shot"
-
-# Fields of a job that do not decide its numbers.
-_CLIPS = ("frames", "sampling", "pooling", "shots", "label")
-_FREE = ("output", "resume", "quiet", "workers", "cache", "checkpoint_seconds", "checkpoint_steps")
+from crossadapt.training.method_strings import (
+    SETTINGS,
+    TASK_SETTINGS,
+    Contender,
+    parse_contender,
+    sized,
+)
 
 
 def compare(
@@ -48,6 +59,10 @@ def compare(
     seeds: Sequence[int],
     output: Path,
     *,
+    keep_going: bool = False,
+    retry_failed: bool = False,
+    tuned: Sequence[str] | None = None,
+    leave_out: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[Comparison, dict[str, Path]]:
     """Run what is missing and write `comparison.{json,md,html,png}` into `output`.
@@ -57,10 +72,16 @@ def compare(
         methods: method strings, see `parse_contender`.
         seeds: each method is trained once with each.
         output: folder of the comparison; finished runs are kept in ``output/runs``.
+        keep_going: a setting that cannot run on the backbone, and a run that fails, become rows
+            that say so.
+        retry_failed: train what failed in an earlier call once more.
+        tuned: method strings whose learning rate is not a first guess; None says nothing of it.
+        leave_out: methods that do not take part, and why.
         say: told about progress, one line at a time.
 
     Raises:
-        UserError: anything wrong with the methods (found before anything is trained) or a run.
+        UserError: anything wrong with the methods (found before anything is trained) or, unless
+            told to keep going, with a run; no run that finished.
         KeyboardInterrupt: stopped; finished runs are kept.
     """
     require_matplotlib()
@@ -72,26 +93,50 @@ def compare(
     base, manifest = _read(base, contenders)
     backbone = backbones.load(base.backbone)
     identity = {"data": manifest.fingerprint, "backbone": backbone.fingerprint}
-    jobs = {
-        (c.label, seed): _job(base, sized(c, backbone), seed) for c in contenders for seed in seeds
-    }
+    jobs, failures = _jobs(base, contenders, backbone, seeds, keep_going=keep_going)
+    for failure in failures:
+        say(f"{failure.method}: cannot run: {failure.reason}")
     runs = make_folder(output / "runs")
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for number, (key, job) in enumerate(jobs.items(), 1):
         label, seed = key
         told = f"[{number}/{len(jobs)}] {label}, seed {seed}"
-        result = _result_file(runs, label, seed, job, identity)
+        result = result_file(runs, label, seed, job, identity)
+        earlier = None if retry_failed or not keep_going else known_failure(result)
         if result.is_file():
             found[key] = json.loads(result.read_text(encoding="utf-8"))
             say(f"{told}: finished before, kept")
+        elif earlier is not None:
+            failures.append(Failure(label, earlier, [seed]))
+            say(f"{told}: failed before: {earlier}")
+            continue
         else:
             say(f"{told}: training")
-            found[key] = _run(job, result, told)
+            try:
+                # A cache of features takes seconds, less than a process takes to start.
+                run = run_here if get_method(job.method).few_shot else run_child
+                found[key] = run(job, result)
+            except RunFailed as failure:
+                if not keep_going:
+                    raise raised(failure, told, result) from failure
+                failures.append(Failure(label, failure.reason, [seed]))
+                say(f"{told}: failed: {failure.reason}")
+                continue
         after = result_of(found[key]["after"])
         name = metrics_of(after)[0]
         score = f"{metric_label(name)} {after.metric(name):.1f}"
         say(f"{told}: {score} in {found[key]['seconds']:,.0f} s")
+    if not found:
+        raise UserError(
+            "no run has finished, so there is nothing to compare",
+            where=str(runs),
+            fix="see the logs there; --retry-failed trains what failed once more",
+        )
     comparison = _comparison(base, contenders, seeds, found)
+    marks = {} if tuned is None else {"tuned": list(tuned), "left_out": dict(leave_out or {})}
+    comparison = replace(
+        comparison, failures=_merged(failures), config={**comparison.config, **marks}
+    )
     return comparison, write_comparison(comparison, output)
 
 
@@ -108,10 +153,53 @@ def _read(base: TrainJob, contenders: Sequence[Contender]) -> tuple[TrainJob, Ma
         split_seed=base.split_seed,
         ledger=Ledger(),
     )
-    return resolve_task(base, manifest), manifest
+    base = resolve_task(base, manifest)
+    if base.task == MULTIMODAL_TASK:
+        raise UserError(
+            "a comparison measures retrieval, and the task multimodal classifies",
+            where="task",
+            fix="train each setting with crossadapt train; run.json holds its scores",
+        )
+    return base, manifest
+
+
+def _jobs(
+    base: TrainJob,
+    contenders: Sequence[Contender],
+    backbone: Any,
+    seeds: Sequence[int],
+    *,
+    keep_going: bool,
+) -> tuple[dict[tuple[str, int], TrainJob], list[Failure]]:
+    """The jobs by label and seed, and the settings that cannot run at all."""
+    jobs, failures = {}, []
+    for contender in contenders:
+        try:
+            ready = sized(contender, backbone)
+            jobs |= {(ready.label, seed): _job(base, ready, seed) for seed in seeds}
+        except UserError as error:
+            if not keep_going:
+                raise
+            failures.append(Failure(contender.label, str(error).splitlines()[0], list(seeds)))
+    return jobs, failures
+
+
+def _merged(failures: Sequence[Failure]) -> list[Failure]:
+    """One entry for each setting and reason."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for failure in failures:
+        seeds.setdefault((failure.method, failure.reason), []).extend(failure.seeds)
+    return [Failure(method, said, found) for (method, said), found in seeds.items()]
 
 
 def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
+    own = get_method(contender.method).task
+    if own is not None and is_few_shot(base):
+        raise UserError(
+            f"{contender.method} is trained by the task {own}, and this comparison is few-shot",
+            where=contender.label,
+            fix="compare it with methods of retrieval",
+        )
     job = replace(
         base,
         method=contender.method,
@@ -119,66 +207,19 @@ def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
         seed=seed,
         # A method that loses to zero-shot is a result here, not a mistake to stop for.
         guard=0 if base.guard is None else base.guard,
-        **contender.settings,
+        task=own or base.task,
+        **{k: v for k, v in contender.settings.items() if k not in TASK_SETTINGS},
     )
-    if "pooling" in contender.settings:
+    for name in ("pooling", *TASK_SETTINGS):
+        if name not in contender.settings:
+            continue
         if job.task != VIDEO_TASK:
-            raise UserError("pooling is for videos", where=contender.label, fix="leave it out")
-        job = replace(job, task_options={**job.task_options, "pooling": job.pooling})
-        video_config(job)  # refuses a pooling that does not exist
+            raise UserError(f"{name} is for videos", where=contender.label, fix="leave it out")
+        options = {**job.task_options, name: contender.settings[name]}
+        job = replace(job, task_options=options)
+        video_config(job)  # refuses a value that does not exist
     job.recipe()  # refuses impossible numbers before anything is trained
     return job
-
-
-def _result_file(
-    runs: Path, label: str, seed: int, job: TrainJob, identity: Mapping[str, str]
-) -> Path:
-    decides = {k: v for k, v in asdict(job).items() if k not in (*_FREE, "data")}
-    # Pictures have no clip settings and retrieval no shots: a run is the same without these fields.
-    decides = {k: v for k, v in decides.items() if k not in _CLIPS or v is not None}
-    # Resolved, so that a changed default of ours is a changed run.
-    decides["recipe"] = job.recipe().identity()
-    decides["config"] = asdict(make_config(job.method, job.method_options))
-    text = json.dumps([decides, identity, versions()["crossadapt"]], sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", label).strip("-")
-    return runs / f"{slug}-s{seed}-{digest}.json"
-
-
-def _run(job: TrainJob, result: Path, told: str) -> dict[str, Any]:
-    """Train in a child process; its messages go to a log beside the result.
-
-    A cache of features is built or trained in seconds, less than a process takes to start, and
-    runs here.
-    """
-    folder = result.with_suffix("")
-    resume = (folder / "checkpoints" / "last.safetensors").exists()
-    if get_method(job.method).few_shot:
-        found = measure_classes(replace(job, output=folder, resume=resume, quiet=True))
-        write_file(result, json.dumps(found, indent=1) + "\n")
-        return found
-    settings = {**asdict(job), "output": str(folder), "resume": resume}
-    settings["cache"] = str(job.cache) if job.cache is not None else None
-    spec, log = result.with_suffix(".job"), result.with_suffix(".log")
-    write_file(spec, json.dumps(settings, indent=1))
-    with log.open("w", encoding="utf-8") as messages:
-        child = subprocess.run(
-            [sys.executable, "-m", "crossadapt.training.contender", str(spec), str(result)],
-            stdout=messages,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    if child.returncode == 130:
-        raise KeyboardInterrupt("finished runs are kept; the same command goes on")
-    if child.returncode != 0 or not result.is_file():
-        said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-        raise UserError(
-            f"{told} failed (code {child.returncode}):\n" + "\n".join(said[-6:]),
-            where=str(log),
-            fix="finished runs are kept; correct the cause and give the same command again",
-        )
-    return json.loads(result.read_text(encoding="utf-8"))
 
 
 def _comparison(
@@ -192,9 +233,9 @@ def _comparison(
     metrics = metrics_of(zero)
     rows, notes = [], []
     # Another similarity head makes another frozen model: each has its own row.
-    for label, part in _zero_shots(found).items():
+    for label, part in zero_shots(found).items():
         result = result_of(part["before"])
-        values = {m: [result.metric(m)] for m in metrics} | _probes([part], "before")
+        values = {m: [result.metric(m)] for m in metrics} | probes([part], "before")
         rows.append(ComparisonRow(label, values, 0, 0.0))
     if zero.groups > 1:
         interval = interval_of(zero)
@@ -203,20 +244,22 @@ def _comparison(
             f"{ZERO_SHOT}: {label} {interval.format()}, bootstrap over {interval.count:,} groups."
         )
     for contender in contenders:
-        parts = [found[contender.label, seed] for seed in seeds]
+        parts = [found[key] for seed in seeds if (key := (contender.label, seed)) in found]
+        if not parts:
+            continue
         results = [result_of(part["after"]) for part in parts]
         rows.append(
             ComparisonRow(
                 contender.label,
                 {m: [result.metric(m) for result in results] for m in metrics}
-                | _probes(parts, "after"),
+                | probes(parts, "after"),
                 parts[0]["trained"],
                 parts[0]["share"],
                 [part["seconds"] for part in parts],
                 [part["peak_memory_mb"] for part in parts],
             )
         )
-        notes += _probe_note(contender.label, parts)
+        notes += probe_note(contender.label, parts)
         zero = result_of(parts[0]["before"])
         if zero.groups > 1:
             tests = [paired_of(zero, result) for result in results]
@@ -241,38 +284,10 @@ def _comparison(
             "settings": {
                 name: getattr(base, name) for name in SETTINGS if getattr(base, name) is not None
             },
+            **({"task_options": dict(base.task_options)} if base.task_options else {}),
             "threads": first["threads"],
             "precision": first["precision"],
         },
         versions=first["versions"],
         notes=notes,
     )
-
-
-def _zero_shots(
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
-) -> dict[str, Mapping[str, Any]]:
-    """One run for each way in which the frozen model was measured, by the name of its row."""
-    by_head: dict[str, Mapping[str, Any]] = {}
-    for part in found.values():
-        by_head.setdefault(part["before"].get("similarity", "cosine"), part)
-    if len(by_head) == 1:
-        return {ZERO_SHOT: next(iter(by_head.values()))}
-    names = {"cosine": "mean pooling"}
-    return {f"{ZERO_SHOT}, {names.get(h, h)}": part for h, part in by_head.items()}
-
-
-def _probes(parts: Sequence[Mapping[str, Any]], when: str) -> dict[str, list[float]]:
-    """The order probe as a metric, a value per run; nothing where there was none."""
-    if any(part.get("order_probe") is None for part in parts):
-        return {}
-    return {ORDER_PROBE: [part["order_probe"][when]["accuracy"] for part in parts]}
-
-
-def _probe_note(label: str, parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The interval over pairs of the order probe in each run."""
-    if any(part.get("order_probe") is None for part in parts):
-        return []
-    found = [ProbeResult.from_dict(part["order_probe"]["after"]) for part in parts]
-    said = ", ".join(probe.format() for probe in found)
-    return [f"{label}: order probe {said}, bootstrap over {found[0].pairs} pairs; chance is 50."]

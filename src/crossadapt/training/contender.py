@@ -20,6 +20,7 @@ from crossadapt.training.job import TrainJob, make_job
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Run the job and return the numbers a comparison needs, as plain JSON types."""
+    from crossadapt.training.classifying import details
     from crossadapt.training.few_shot import is_few_shot
 
     job = make_job(settings, where="comparison")
@@ -35,8 +36,8 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
             fix="add data, or name a split 'test'",
         )
     return {
-        "before": result.before.result.to_dict(ranks=True),
-        "after": result.after.result.to_dict(ranks=True),
+        "before": details(result.before.result),
+        "after": details(result.after.result),
         "order_probe": result.record["order_probe"],
         "held_out": result.record["held_out"],
         "trained": result.record["trained"],
@@ -58,8 +59,8 @@ def measure_classes(job: TrainJob) -> dict[str, Any]:
 
     result = run_few_shot(job)
     return {
-        "before": result.before.to_dict(pictures=True),
-        "after": result.after.to_dict(pictures=True),
+        "before": result.before.to_dict(answers=True),
+        "after": result.after.to_dict(answers=True),
         "few_shot": result.record["few_shot"],
         "held_out": result.record["held_out"],
         "trained": result.record["trained"],

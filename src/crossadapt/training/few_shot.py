@@ -17,7 +17,7 @@ from crossadapt.adapters.registry import get_method
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.data import Ledger, Manifest
 from crossadapt.errors import UserError
-from crossadapt.evaluation.accuracy import ClassificationResult
+from crossadapt.evaluation.classification import ClassificationResult
 from crossadapt.files import write_file
 from crossadapt.tasks.base import read_options
 from crossadapt.tasks.classes import Labelled, read_classes
@@ -152,6 +152,6 @@ def run_few_shot(job: TrainJob) -> FewShotResult:
         card=make_few_shot_card(record),
         run=json.loads(to_json(record)),
     )
-    ranks = {"before": before.to_dict(pictures=True), "after": after.to_dict(pictures=True)}
+    ranks = {"before": before.to_dict(answers=True), "after": after.to_dict(answers=True)}
     write_file(result.folder / RESULTS_FILE, to_json(ranks))
     return result

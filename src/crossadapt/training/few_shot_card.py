@@ -38,7 +38,7 @@ def make_few_shot_card(record: Mapping[str, Any]) -> str:
     ]
     lines += [
         "",
-        f"{after['pictures']:,} pictures of {after['classes']:,} classes.",
+        f"{after['items']:,} pictures of {after['classes']:,} classes.",
         "",
         "## Use",
         "",

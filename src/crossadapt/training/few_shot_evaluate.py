@@ -16,7 +16,7 @@ from crossadapt.adapters.registry import get_method
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.data import Ledger
 from crossadapt.errors import UserError
-from crossadapt.evaluation.accuracy import (
+from crossadapt.evaluation.classification import (
     ClassificationResult,
     join,
     paired_accuracy,

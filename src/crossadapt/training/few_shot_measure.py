@@ -11,7 +11,7 @@ from torch import Tensor
 from crossadapt.adapters.attach import active
 from crossadapt.adapters.classifier import class_companion, class_logits
 from crossadapt.backbones.precision import Precision
-from crossadapt.evaluation.accuracy import ClassificationResult, classify, join
+from crossadapt.evaluation.classification import ClassificationResult, classify, join
 from crossadapt.layers.class_cache import SCALE
 from crossadapt.tasks.class_features import class_texts
 

@@ -15,7 +15,7 @@ from crossadapt.adapters.folder import load_adapter
 from crossadapt.adapters.registry import method_of
 from crossadapt.backbones.hf import HFBackbone
 from crossadapt.backbones.precision import Precision
-from crossadapt.evaluation.accuracy import ClassificationResult
+from crossadapt.evaluation.classification import ClassificationResult
 from crossadapt.layers.feature_cache import mean_of_views
 from crossadapt.tasks.class_features import class_texts, views_of
 from crossadapt.tasks.encode import encode_images
@@ -59,7 +59,7 @@ class FewShotRun:
         self.config = method_config(job)
         self.cached = method_of(self.config).few_shot
         if self.cached:
-            own = {"classes": data.seen, "shots": options.shots}
+            own: dict[str, Any] = {"classes": data.seen, "shots": options.shots}
             if self.config.alpha is None:
                 own["alpha"] = data.classes.known.alpha
             self.config = replace(self.config, **own)

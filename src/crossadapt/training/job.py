@@ -20,7 +20,8 @@ class TrainJob:
     output: Path = Path("runs/adapter")
     """Folder of the result: adapter, model card, run record, events, checkpoints, ledger."""
     backbone: str = "pico-clip"
-    """`pico-clip`, a model folder, a hub id, `config:NAME`, or `new:FILE` for a new model."""
+    """`pico-clip`, a model folder, a hub id, `config:NAME`, `fuse:A+B` for several as one, or
+    `new:FILE` for a new model."""
     method: str = "cross-modal-adapter"
     """How to adapt; see the list of methods."""
     method_options: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +33,8 @@ class TrainJob:
     split_seed: int = 0
     """Start of the split into train, val and test, for data that bring none."""
     preset: str | None = None
-    """Set of training numbers: `default`, `paper`, `few-shot` (caches), `from-scratch` (`new:`)."""
+    """Set of training numbers: `default`, `paper`, `maple`, `few-shot` (caches) or `from-scratch`
+    (for `new:`)."""
     lr: float | None = None
     """Peak learning rate: the first number to try. Default: the method's own."""
     epochs: int | None = None
@@ -41,8 +43,8 @@ class TrainJob:
     """Pairs per step over all processes; every other pair is a negative."""
     chunk: int | None = None
     """Rows encoded at a time by the exact gradient cache: less memory, same result."""
-    optimiser: Literal["bert-adam", "adamw"] | None = None
-    """`bert-adam` (the paper's: no bias correction) or `adamw`."""
+    optimiser: Literal["bert-adam", "adamw", "sgd"] | None = None
+    """`bert-adam` (the paper's: no bias correction), `adamw`, or `sgd` with momentum."""
     weight_decay: float | None = None
     """Decoupled weight decay of matrices."""
     warmup: float | None = None
@@ -64,8 +66,8 @@ class TrainJob:
     objective: Literal["info-nce", "sigmoid"] = "info-nce"
     """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
     task: str = "auto"
-    """What is learned: `retrieval`, `video-retrieval`, `few-shot`, `pretraining`; by method and
-    data when `auto`."""
+    """What is learned: `retrieval`, `video-retrieval`, `few-shot`, `multimodal` (classes, with
+    further modalities), `pretraining`, `fusion`; by method and data when `auto`."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task by name."""
     frames: int | None = None

@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from crossadapt.adapters.attach import attached
+from crossadapt.adapters.attach import active, attached
 from crossadapt.adapters.classifier import class_companion
 from crossadapt.adapters.companion import companion
 from crossadapt.errors import UserError
+from crossadapt.tasks.base import StatefulTask
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
@@ -37,6 +38,13 @@ def refuse_idle_companion(backbone: Backbone, task: Task) -> None:
             f"the task {task.name} has no classes, which this method is built from",
             where="task",
             fix="use the task few-shot on data with classes, or another method",
+        )
+    adapter = active(backbone)
+    if adapter is not None and adapter.join is not None and not getattr(task, "trains_join", False):
+        raise UserError(
+            f"the task {task.name} does not train all parts of {adapter.method}",
+            where="task",
+            fix="leave the task out, or give --task fusion",
         )
     if companion(backbone) is not None and not getattr(task, "calls_companion", False):
         raise UserError(
@@ -60,9 +68,30 @@ def limit_logit_scale(trained: Mapping[str, Parameter]) -> None:
 
 
 def trained_tensors(backbone: Backbone, adapter: str, task: Task) -> dict[str, Parameter]:
-    """The adapter's tensors as ``adapter.NAME`` and the task's own as ``task.NAME``."""
-    tensors = {f"adapter.{n}": p for n, p in attached(backbone, adapter).trained().items()}
+    """The adapter's tensors as ``adapter.NAME`` and the task's own as ``task.NAME``.
+
+    Tensors of an earlier stage that need no gradient any more are left out.
+    """
+    own = attached(backbone, adapter).named_trained()
+    tensors = {f"adapter.{n}": p for n, p in own if p.requires_grad}
     return tensors | {f"task.{name}": p for name, p in task.parameters().items()}
+
+
+def after_step(task: Task) -> None:
+    """Tell a task that keeps state of its own (`StatefulTask`) that an update was made."""
+    if isinstance(task, StatefulTask):
+        task.after_step()
+
+
+def kept_tensors(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
+    """What the adapter keeps beside trained values, as ``adapter.NAME``."""
+    return {f"adapter.{n}": x for n, x in attached(backbone, adapter).kept().items()}
+
+
+def state_tensors(task: Task) -> dict[str, Tensor]:
+    """What a task's resumed run needs beside trained values, as ``task.NAME``."""
+    state = task.state() if isinstance(task, StatefulTask) else {}
+    return {f"task.{name}": tensor for name, tensor in state.items()}
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

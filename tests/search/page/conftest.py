@@ -25,7 +25,7 @@ _FLAGS = (
 # What a refused request leaves in the console; the tests that provoke one look at the page.
 _REFUSED = "Failed to load resource"
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             reduced_motion="reduce",
             **options,  # type: ignore[arg-type]
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(30_000)
         context.add_init_script(
             "document.addEventListener('securitypolicyviolation',"
             " (e) => console.error('CSP: ' + e.violatedDirective + ' ' + e.blockedURI))"

@@ -58,7 +58,7 @@ function draw(collection, facets) {
   const focused = document.activeElement?.id;
   const number = (name) => ["int", "float", "int64", "float64"].includes(collection.attributes[name]);
   // A range in use stays one, however few values it leaves: its fields may be being typed into.
-  const ranged = (name) => number(name) && (name in state.ranges || !listable(facets[name]));
+  const ranged = (name) => number(name) && (name in state.ranges || !ticked(name, facets[name]));
   for (const name of Object.keys(collection.attributes)) {
     if (ranged(name)) parts.push(range(name, facets[name]));
   }
@@ -79,12 +79,18 @@ function draw(collection, facets) {
   $("expression-help").textContent = `Columns: ${names.join(", ")}. Operators: = != < <= > >= in like is null, and or not.`;
 }
 
-const listable = (values) => values !== undefined && values.length > 0 && values.length <= 12;
+/** Whether the numbers of a column are few enough to tick, and not simply different everywhere. */
+function ticked(name, values) {
+  if (!values?.length || values.length > 12) return false;
+  return values.length <= FEW || useful(values) || listed.names.has(name);
+}
 
 /** A column where every item has its own value, or all the same one, is not worth a list. */
 function useful(values) {
   if (values.length < 2) return false;
-  return !(values.length >= LISTED && values.every((one) => one.count <= 2));
+  // What is cut off at LISTED goes on like this; a shorter list is all there is.
+  const own = values.length >= LISTED ? 2 : 1;
+  return !(values.length > FEW && values.every((one) => one.count <= own));
 }
 
 function facet(name, values) {
