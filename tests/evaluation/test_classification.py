@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from crossadapt.errors import UserError
 from crossadapt.evaluation.classification import (
     ClassificationResult,
     class_numbers,
+    join,
     paired_accuracy,
 )
 
@@ -91,7 +94,9 @@ def test_paired() -> None:
 def test_record_and_bad_input() -> None:
     found = made([0, 1, 2], [0, 1, 1]).to_dict(answers=True)
     assert found["chance"] == pytest.approx(100 / 3)
-    assert found["predicted"] == [0, 1, 1]
+    assert found["details"]["predicted"] == [0, 1, 1]
+    again = ClassificationResult.from_dict(found)
+    assert again.to_dict(answers=True) == found
     assert made([0], [0]).to_dict()["intervals"] == {}
     for labels, predicted in (([], []), ([0, 1], [0]), ([0, 9], [0, 1]), ([0, 1], [0, -1])):
         with pytest.raises(UserError):
@@ -99,3 +104,29 @@ def test_record_and_bad_input() -> None:
     assert class_numbers(["b", "a"], ("a", "b"), "here").tolist() == [1, 0]
     with pytest.raises(UserError, match="'c' does not occur in training"):
         class_numbers(["c"], ("a", "b"), "here")
+
+
+def test_each_protocol_reports_its_own_metrics() -> None:
+    multimodal = made([0, 0, 1, 2], [0, 1, 1, 2])
+    few = replace(multimodal, protocol="few-shot")
+    assert multimodal.metrics == ("accuracy", "macro_f1")
+    assert few.metrics == ("accuracy", "class_accuracy")
+    assert few.metric("class_accuracy") == pytest.approx(100 * (0.5 + 1 + 1) / 3)
+    assert few.metric("macro_f1") == multimodal.macro_f1
+    assert set(multimodal.intervals(resamples=50)) == {"accuracy", "macro_f1"}
+    # The mean over classes is no mean over items, so it has no interval of that kind.
+    assert set(few.intervals(resamples=50)) == {"accuracy"}
+    with pytest.raises(UserError, match="no metric 'acuracy'"):
+        few.metric("acuracy")
+
+
+def test_intervals_of_base_and_novel_are_those_of_the_parts() -> None:
+    base, novel = made([0, 1, 1], [0, 1, 0]), made([0, 1], [1, 0], groups=["x", "x"])
+    both = join(base, novel)
+    assert both.metrics == ("harmonic_mean", "base", "novel")
+    # The novel items are one group, which has no interval.
+    assert both.intervals(resamples=50) == {"base": base.interval(resamples=50)}
+    record = both.to_dict(answers=True)
+    assert "chance" not in record
+    assert record["parts"]["base"]["chance"] == pytest.approx(100 / 3)
+    assert ClassificationResult.from_dict(record).to_dict(answers=True) == record

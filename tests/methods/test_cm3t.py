@@ -535,3 +535,14 @@ def test_tokens_of_another_size_are_refused(backbone) -> None:
 def test_cross_attention_may_stand_in_the_last_layers_only(backbone) -> None:
     adapter = attach(backbone, CM3TConfig(**SMALL, modalities=("text=12",), cross_layers=1))
     assert [n for n in adapter.inside if "stream" in n] == ["vision_1_stream"]
+
+
+def test_packed_attention_of_open_clip_is_refused_and_nothing_is_left_behind() -> None:
+    pytest.importorskip("open_clip")
+    packed = tiny("open_clip", vision_layers=2, text_layers=2, seed=1)
+    before = features(packed)
+    with pytest.raises(UserError, match=r"heads of .* cannot be reached one by one") as error:
+        attach(packed, CM3TConfig(**SMALL))
+    assert "attention-adapter" in str(error.value)
+    assert len(packed.adapters) == 0
+    assert same(features(packed), before)

@@ -307,7 +307,7 @@ def test_a_run_learns_from_the_signals_and_can_be_used(photos, tmp_path) -> None
     split = result.held_out
     series = [np.array(json.loads(v)) for v in split.manifest.table["signals"].to_pylist()]
     found = classifier.probabilities(split.pixels, split.manifest.texts, series)
-    assert found.argmax(1).tolist() == answers["predicted"]
+    assert found.argmax(1).tolist() == answers["details"]["predicted"]
     torch.testing.assert_close(found.sum(1), torch.ones(len(found)))
     without = classifier.probabilities(split.pixels, [None] * len(found))
     torch.testing.assert_close(without, classifier.probabilities(split.pixels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,15 @@ import pytest
 from tests.data.zoo import folder_of_pictures
 from tests.evaluation.test_comparison import rows as some_rows
 
-from crossadapt.adapters.registry import method_names
+from crossadapt.adapters.registry import Method, get_method, method_names
 from crossadapt.cli import compare as command
 from crossadapt.errors import UserError
 from crossadapt.evaluation import evaluate
 from crossadapt.evaluation.comparison import Comparison, to_html, to_markdown
 from crossadapt.evaluation.failure import Failure
 from crossadapt.training import compare as module
-from crossadapt.training import suites
-from crossadapt.training.contender_runs import RunFailed, failed_file, known_failure
+from crossadapt.training import contender_runs, suites
+from crossadapt.training.contender_runs import RunFailed, failed_file, known_failure, result_file
 from crossadapt.training.job import TrainJob
 from crossadapt.training.method_strings import parse_contender
 
@@ -41,12 +42,21 @@ def test_a_shipped_suite_has_every_registered_method_or_says_why_not(name) -> No
 def test_a_method_registered_later_takes_part_without_an_edit(tmp_path, monkeypatch) -> None:
     path = part(tmp_path, "  methods: [coop]\n  leave_out: {vpt: it is not what we look at}\n")
     known = method_names()
+    toy = Method("toy", int, lambda backbone, config: [], "")
     monkeypatch.setattr(suites, "method_names", lambda: [*known, "toy"])
+    monkeypatch.setattr(suites, "get_method", lambda n: toy if n == "toy" else get_method(n))
     [found] = suites.read_suite(str(path))
     assert found.recipe["methods"][0] == "coop"
     assert found.recipe["methods"][-1] == "toy"
     assert "vpt" not in found.recipe["methods"]
-    assert len(found.recipe["methods"]) == len(known)  # one left out, one new
+    few_shot = {name for name in known if get_method(name).few_shot}
+    # One left out, one new; those that score classes would make all of the part few-shot.
+    assert len(found.recipe["methods"]) == len(known) - len(few_shot)
+    assert set(found.leave_out) == {"vpt", *few_shot}
+    named = part(tmp_path, "  methods: [tip-adapter]\n  leave_out: {xmadapter: it is not ours}\n")
+    [found] = suites.read_suite(str(named))
+    assert found.recipe["methods"][0] == "tip-adapter"
+    assert found.leave_out["xmadapter"] == "it is not ours"
 
 
 @pytest.mark.parametrize(
@@ -201,3 +211,51 @@ def test_failures_stand_below_the_rows_and_do_not_touch_the_best() -> None:
     assert found.to_dict()["failures"] == [
         {"method": "full", "reason": "it diverged", "seeds": [2]}
     ]
+
+
+def test_fields_of_other_tasks_leave_finished_runs_as_they_were(tmp_path, monkeypatch) -> None:
+    def file(job: TrainJob) -> Path:
+        return result_file(tmp_path, job.method, 0, job, {"data": "d", "backbone": "b"})
+
+    job = TrainJob(data="photos", method="coop")
+    now = file(job)
+    assert file(replace(job, shots=4)) != now
+    assert file(replace(job, label="colour")) != now
+    real = contender_runs.asdict
+
+    def before_there_were_any(value):
+        later = ("shots", "label", "frames", "sampling", "pooling")
+        return {k: v for k, v in real(value).items() if k not in later}
+
+    monkeypatch.setattr(contender_runs, "asdict", before_there_were_any)
+    assert file(job) == now
+
+
+def test_a_cache_runs_here_and_its_failure_is_a_row_too(tmp_path, monkeypatch) -> None:
+    result = tmp_path / "tip-adapter-s0.json"
+    job = TrainJob(data="photos", method="tip-adapter")
+    monkeypatch.setattr(contender_runs, "measure_classes", lambda job: {"seed": job.seed})
+    assert contender_runs.run_here(job, result) == json.loads(result.read_text()) == {"seed": 0}
+    result.unlink()
+
+    def fail(job):
+        raise UserError("no class column", fix="name it")
+
+    monkeypatch.setattr(contender_runs, "measure_classes", fail)
+    with pytest.raises(RunFailed, match="no class column"):
+        contender_runs.run_here(job, result)
+    assert known_failure(result) == "no class column"
+    assert "fix: name it" in result.with_suffix(".log").read_text()
+
+
+def test_a_method_with_a_task_of_its_own_is_not_compared_on_classes(photos, tmp_path) -> None:
+    base = TrainJob(data=str(photos), backbone="tiny:clip", task="few-shot")
+    hada = parse_contender("hada")
+    with pytest.raises(UserError, match="this comparison is few-shot"):
+        module._job(base, hada, 0)
+
+
+def test_multimodal_is_refused(photos, tmp_path) -> None:
+    base = TrainJob(data=str(photos), backbone="tiny:clip", task="multimodal")
+    with pytest.raises(UserError, match="a comparison measures retrieval"):
+        module.compare(base, ["cm3t"], [0], tmp_path / "out")

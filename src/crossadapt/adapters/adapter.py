@@ -182,13 +182,20 @@ class AttachedAdapter(nn.Module):
         return dict(self._names)
 
     def kept(self) -> dict[str, Tensor]:
-        """What a fusion must keep beside trained values: its float buffers, by file names."""
-        names = {} if self.join is None else self.join.state_dict(keep_vars=True)
-        return {
-            f"join.{name}": value
-            for name, value in names.items()
-            if not isinstance(value, nn.Parameter) and value.is_floating_point()
-        }
+        """What must be saved and loaded beside trained values, by file names.
+
+        A fusion's float buffers, and all that a companion holds.
+        """
+        held: dict[str, Tensor] = {}
+        if self.join is not None:
+            held |= {
+                f"join.{name}": value
+                for name, value in self.join.state_dict(keep_vars=True).items()
+                if not isinstance(value, nn.Parameter) and value.is_floating_point()
+            }
+        if self.companion is not None:
+            held |= {f"companion.{name}": x for name, x in self.companion.state_dict().items()}
+        return {name: value for name, value in held.items() if name not in self._names}
 
     def count(self) -> int:
         """Number of trained values; shared ones count once."""
@@ -197,28 +204,17 @@ class AttachedAdapter(nn.Module):
     @property
     def is_pure_override(self) -> bool:
         """Whether the adapter consists of trained copies alone, and so can be merged."""
-        others = (
-            self._sites
-            or self._inside
-            or self._prompts
-            or self.companion
-            or self.join
-            or self._shadow
-        )
-        return bool(self._originals) and not others
+        return bool(self._originals) and not (self._sites or self._has_others)
 
     @property
     def is_pure_insertion(self) -> bool:
         """Whether the adapter consists of insertions alone, and so can share a batch."""
-        others = (
-            self._originals
-            or self._inside
-            or self._prompts
-            or self.companion
-            or self.join
-            or self._shadow
-        )
-        return bool(self._sites) and not others
+        return bool(self._sites) and not (self._originals or self._has_others)
+
+    @property
+    def _has_others(self) -> bool:
+        """Whether there is anything but insertions and trained copies."""
+        return bool(self._inside or self._prompts or self.companion or self.join or self._shadow)
 
     def site_hooks(self) -> Iterator[tuple[str, SiteHook]]:
         """For each site the dotted path of its submodule, and what replaces its output."""

@@ -59,7 +59,13 @@ def build(backbone: Backbone, config: Any, *, name: str, seed: int) -> AttachedA
             backbone, plan, name=name, method=method.name, config=config, seed=seed
         )
     trained = adapter.trained()
-    if not trained:
+    if getattr(adapter.companion, "classes", None) == ():
+        raise UserError(
+            f"{method.name} has no classes yet: it is built from labelled examples",
+            where="classes",
+            fix="train it with the task few-shot, or give the options classes and shots",
+        )
+    if not any(x.numel() for x in (*trained.values(), *adapter.kept().values())):
         raise UserError(
             f"{method.name} trains nothing on {backbone.source}", fix="check the method's options"
         )

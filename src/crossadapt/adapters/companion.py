@@ -1,6 +1,6 @@
-"""What a `Companion` offers to tasks: scores of pairs and terms of the loss.
+"""What a `Companion` that scores pairs offers to tasks: the scores, and terms of the loss.
 
-A companion is a module with
+(One that scores classes is described in `crossadapt.adapters.classifier`.) It is a module with
 
 * ``score(images (N, D), texts (M, D)) -> (N, M)``: cosines of pairs, where it sees both sides;
 * ``plain_weight``: weight of the task's loss on the plain cosines of the encoded features, beside
@@ -47,10 +47,10 @@ class PairCompanion(Protocol):
 
 
 def companion(backbone: Backbone) -> PairCompanion | None:
-    """The active adapter's companion; None without one."""
+    """The active adapter's companion if it scores pairs, else None."""
     adapter = active(backbone)
     found = None if adapter is None else adapter.companion
-    return None if found is None else cast("PairCompanion", found)
+    return cast("PairCompanion", found) if hasattr(found, "score") else None
 
 
 def pair_scores(

@@ -75,8 +75,8 @@ def save_adapter(
         },
     }
     tensors = {
-        key: parameter.detach().to("cpu", torch.float32).contiguous()
-        for key, parameter in {**adapter.trained(), **adapter.kept()}.items()
+        key: tensor.detach().to("cpu", torch.float32).contiguous()
+        for key, tensor in _saved(adapter).items()
     }
     # One header entry only: safetensors writes several in random order, and equal adapters should
     # be equal files.
@@ -114,14 +114,19 @@ def load_adapter(
         raise UserError(error.what, where=where, fix=fix) from error
     check_fingerprint(backbone, saved, folder)
     adapter = build(backbone, config, name=name, seed=saved["seed"])
-    wanted: dict[str, torch.Tensor] = {**adapter.trained(), **adapter.kept()}
+    wanted = _saved(adapter)
     tensors = read_tensors(folder, saved, {key: tuple(p.shape) for key, p in wanted.items()})
     with torch.no_grad():
-        for key, parameter in wanted.items():
-            parameter.copy_(tensors[key])
+        for key, tensor in wanted.items():
+            tensor.copy_(tensors[key])
     adapter.strength = float(saved.get("strength", 1.0))
     adapter.eval()
     return install(backbone, adapter)
+
+
+def _saved(adapter: AttachedAdapter) -> dict[str, torch.Tensor]:
+    """Everything a folder holds: the trained tensors, and what a companion keeps beside them."""
+    return {**adapter.trained(), **adapter.kept()}
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -97,8 +97,10 @@ class Prompts:
 class Companion:
     """A trained module that works on features, beside the towers; at most one per plan.
 
-    Encoding does not call it, a task does: see `crossadapt.adapters.companion` for what it may
-    offer (scores of pairs, terms of the loss).
+    Encoding does not call it, a task does. It scores pairs (`crossadapt.adapters.companion`) or
+    named classes (`crossadapt.adapters.classifier`). Its persistent buffers and untrained
+    parameters are saved with it, so it may hold what was taken from data; their shapes must follow
+    from config and backbone.
     """
 
     module: nn.Module

@@ -35,7 +35,9 @@ AnyPlan = TypeVar("AnyPlan", bound=PlanFunction)
 class Method:
     """One way to adapt: its `name`, config dataclass, `plan` function and documentation text.
 
-    `task` names the one task that can train it, where that is not decided by the data.
+    `task` names the one task that can train it, where that is not decided by the data. `few_shot`
+    says that it is built from labelled examples and scores their classes; its config has the
+    fields `classes` (names) and `shots`, which the task few-shot fills in.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Method:
     plan: PlanFunction
     doc: str
     task: str | None = None
+    few_shot: bool = False
 
 
 _METHODS: dict[str, Method] = {}
@@ -50,7 +53,7 @@ _BY_CONFIG: dict[type, str] = {}
 
 
 def register(
-    name: str, config_class: type, *, task: str | None = None
+    name: str, config_class: type, *, task: str | None = None, few_shot: bool = False
 ) -> Callable[[AnyPlan], AnyPlan]:
     """Decorate ``plan(backbone, config) -> Plan`` with its method name and config dataclass.
 
@@ -71,7 +74,7 @@ def register(
             raise ValueError(f"{config_class.__name__} must be a frozen dataclass")
         module = inspect.getmodule(plan)
         doc = inspect.getdoc(module) or inspect.getdoc(plan) or ""
-        _METHODS[name] = Method(name, config_class, plan, doc, task)
+        _METHODS[name] = Method(name, config_class, plan, doc, task, few_shot)
         _BY_CONFIG[config_class] = name
         return plan
 

@@ -131,7 +131,8 @@ def _rows(backbone: Backbone, plan: Plan) -> list[_Row]:
             parameters = {id(p): p for p in item.module.parameters()}
             rows.append(_Row(f"{item.tower}.prompts", item.tower, parameters))
         elif isinstance(item, Companion):
-            parameters = {id(p): p for p in item.module.parameters()}
+            # It may hold what is kept and not trained, such as the keys of a cache.
+            parameters = {id(p): p for p in item.module.parameters() if p.requires_grad}
             rows.append(_Row("companion", "shared", parameters))
         elif isinstance(item, Join):
             rows += _join_rows(item)

@@ -183,6 +183,11 @@ def _print(found: Any, paths: dict[str, Path]) -> None:
         "t→i R@10": "text_to_image.r10",
         "i→t R@1": "image_to_text.r1",
         "order probe": "order_probe",
+        "accuracy": "accuracy",
+        "class accuracy": "class_accuracy",
+        "base": "base",
+        "novel": "novel",
+        "harmonic mean": "harmonic_mean",
     }
     shown = {label: name for label, name in shown.items() if name in found.metrics}
     rows = []

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crossadapt.cli.options import parse as parse_options
-from crossadapt.cli.output import before_after, json_only, order_probe
+from crossadapt.cli.output import accuracy, before_after, json_only, order_probe
+from crossadapt.errors import UserError
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure retrieval on held-out items: the frozen model and, with --adapter, the adapted one.
+    """Measure held-out items: the frozen model and, with --adapter, the adapted one.
 
     Prints recalls and ranks in both directions with 95 % intervals, and the paired test when there
-    is an adapter.
+    is an adapter. With --task few-shot, or an adapter that knows classes, the accuracy instead.
     """
 
     data: str
@@ -27,7 +28,12 @@ class EvaluateOptions:
     backbone: str | None = None
     """Backbone to measure; the adapter's own, or pico-clip without an adapter."""
     protocol: str = "pairs"
-    """Rule of the evaluation: pairs, flickr30k-1k, coco-5k or coco-1k-folds."""
+    """Rule of the evaluation: pairs, flickr30k-1k, coco-5k or coco-1k-folds; for classes few-shot
+    or base-to-novel."""
+    task: Literal["auto", "retrieval", "few-shot"] = "auto"
+    """Measure retrieval or classes; what the adapter was made for when `auto`."""
+    label: str | None = None
+    """Few-shot: column that names the class; the adapter's own, or `label`, when unset."""
     split: str = "test"
     """Rows to measure on; `all` takes every row."""
     reader: str = "auto"
@@ -61,10 +67,15 @@ def parse(args: Sequence[str]) -> EvaluateOptions | None:
 
 def run(options: EvaluateOptions) -> int:
     """Measure and print."""
+    from crossadapt.training.few_shot_evaluate import is_class_adapter
+
+    by_adapter = options.task == "auto" and is_class_adapter(options.adapter)
+    if options.task == "few-shot" or by_adapter:
+        return _classes(options)
     from crossadapt.training.measure import run_evaluation
     from crossadapt.training.reporting import report_evaluation
 
-    own = ("json", "report")
+    own = ("json", "report", "task", "label")
     settings: dict[str, Any] = {k: v for k, v in asdict(options).items() if k not in own}
     with json_only(options.json) as show:
         found = run_evaluation(**settings)
@@ -82,4 +93,29 @@ def run(options: EvaluateOptions) -> int:
                 print(line, file=sys.stderr)
         if options.report is not None:
             print(f"report: {report_evaluation(found, options.report)}")
+    return 0
+
+
+def _classes(options: EvaluateOptions) -> int:
+    """Measure accuracy and print it."""
+    from crossadapt.training.few_shot_evaluate import evaluate_classes
+
+    for name in ("frames", "sampling", "pooling", "report"):
+        if getattr(options, name) is not None:
+            raise UserError(f"{name} is for retrieval", where=f"--{name}", fix="leave it out")
+    own = ("json", "report", "task", "frames", "sampling", "pooling")
+    settings: dict[str, Any] = {k: v for k, v in asdict(options).items() if k not in own}
+    if settings["protocol"] == "pairs":
+        settings["protocol"] = "few-shot"
+    with json_only(options.json) as show:
+        found = evaluate_classes(**settings)
+        show(found.to_dict())
+        if not options.json:
+            if found.adapted is None:
+                accuracy(None, found.frozen, options.split)
+            else:
+                accuracy(found.frozen, found.adapted, options.split)
+        for line in (*found.notes, found.ledger.render()):
+            if line:
+                print(line, file=sys.stderr)
     return 0

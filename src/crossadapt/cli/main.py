@@ -26,6 +26,7 @@ COMMANDS = {
     "data": "make the built-in data set, or inspect a folder before training",
     "index": "embed a folder into a collection that can be searched",
     "search": "find items of a collection by text, picture or both",
+    "label": "label a collection from a few examples, for filters",
     "serve": "the search page and HTTP API over collections",
     "collection": "list, inspect, maintain, export and import collections",
 }

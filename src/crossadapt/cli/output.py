@@ -63,35 +63,11 @@ def order_probe(probes: Mapping[str, ProbeResult | None]) -> None:
         )
 
 
-def classes(
-    before: ClassificationResult, after: ClassificationResult, split: str, found: Mapping[str, Any]
-) -> None:
-    """Print the linear probe and the trained model, and both for every subset of modalities.
-
-    `found` is the record's part ``classification``.
-    """
-    rows = []
-    for name, result in {"linear probe": before, "trained": after}.items():
-        spans = result.intervals() if len(set(result.groups)) > 1 else {}
-        values = {"accuracy": result.accuracy, "macro_f1": result.macro_f1}
-        rows.append([name, *(spans[k].format() if k in spans else f"{v:.1f}"
-                             for k, v in values.items())])  # fmt: skip
-    table(
-        f"held-out split {split!r}: {len(after):,} items, {len(after.classes)} classes",
-        ["model", "accuracy", "macro-F1"],
-        rows,
-    )
-    subsets = found["subsets"]
+def modalities(subsets: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the accuracy of the linear probe and the trained model for subsets of modalities."""
     if len(subsets) > 1:
         cells = [[n, f"{s['linear_probe']:.1f}", f"{s['trained']:.1f}"] for n, s in subsets.items()]
         table("accuracy by modalities", ["modalities", "linear probe", "trained"], cells)
-    test = found["paired"]
-    if test is not None:
-        p = "p < 0.001" if test["p_value"] < 0.001 else f"p = {test['p_value']:.3f}"
-        print(
-            f"accuracy: {test['difference']:+.1f} points [{test['low']:+.1f}, {test['high']:+.1f}]"
-            f", paired test over {test['groups']:,} groups: {p}"
-        )
 
 
 def before_after(before: RetrievalResult | None, after: RetrievalResult, split: str) -> None:
@@ -130,3 +106,41 @@ def before_after(before: RetrievalResult | None, after: RetrievalResult, split: 
             f"{direction} R@1: {test.difference:+.1f} points [{test.low:+.1f}, {test.high:+.1f}], "
             f"paired test over {test.groups:,} groups: {p}"
         )
+
+
+def accuracy(
+    before: ClassificationResult | None,
+    after: ClassificationResult,
+    split: str,
+    names: tuple[str, str] = ("zero-shot", "adapted"),
+) -> None:
+    """Print metrics of classes with 95 % intervals, and what the paired test says.
+
+    With `before` None only one model was measured, and goes by the first of `names`.
+    """
+    from crossadapt.evaluation.classification import paired_accuracy
+    from crossadapt.evaluation.metrics import metric_label
+
+    models = [after] if before is None else [before, after]
+    rows = []
+    for name, result in zip(names, models, strict=False):
+        spans = result.intervals()
+        cells = [
+            spans[metric].format() if metric in spans else f"{result.metric(metric):.1f}"
+            for metric in result.metrics
+        ]
+        rows.append([name, *cells])
+    table(
+        f"held-out split {split!r}, protocol {after.protocol}: {len(after):,} items, "
+        f"{len(after.classes):,} classes",
+        ["model", *map(metric_label, after.metrics)],
+        rows,
+    )
+    if before is None or after.groups < 2:
+        return
+    test = paired_accuracy(before, after)
+    p = "p < 0.001" if test.p_value < 0.001 else f"p = {test.p_value:.3f}"
+    print(
+        f"accuracy: {test.difference:+.1f} points [{test.low:+.1f}, {test.high:+.1f}], "
+        f"paired test over {test.groups:,} groups: {p}"
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import tyro
 
 from crossadapt.cli.options import changed, parse_with_method, with_recipe
-from crossadapt.cli.output import before_after, classes, order_probe
+from crossadapt.cli.output import accuracy, before_after, modalities, order_probe
 from crossadapt.training.job import TrainJob
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ def parse(args: Sequence[str]) -> TrainJob | None:
 
 def run(job: TrainJob) -> int:
     """Train, write the report, print before and after."""
+    from crossadapt.training.few_shot import is_few_shot
+
+    if is_few_shot(job):
+        return _few_shot(job)
     from crossadapt.training.reporting import report_run
     from crossadapt.training.run import run_training
 
@@ -72,6 +76,29 @@ def run(job: TrainJob) -> int:
     return 0
 
 
+def _few_shot(job: TrainJob) -> int:
+    """Build or train a classifier from a few examples, print its accuracy."""
+    from crossadapt.training.few_shot import run_few_shot
+
+    result = run_few_shot(job)
+    if not job.quiet:
+        accuracy(result.before, result.after, result.record["held_out"])
+        few = result.record["few_shot"]
+        if "alpha" in few:
+            how = "searched on validation" if few["searched"] else "not searched"
+            print(f"alpha {few['alpha']:.4g}, beta {few['beta']:.4g} ({how})")
+        if few["repeated_classes"]:
+            print(
+                f"note: {few['repeated_classes']} of {few['classes']} classes have fewer than "
+                f"{few['shots']} training pictures; theirs were drawn with replacement"
+            )
+        print(f"{result.record['trained']:,} trained parameters")
+        if result.ledger.entries:
+            print(result.ledger.render())
+        print(f"saved in {result.folder}")
+    return 0
+
+
 def _measured(result: RunResult, split: str) -> None:
     """Print before and after, of retrieval or of classification."""
     from crossadapt.training.classifying import Classified
@@ -79,7 +106,8 @@ def _measured(result: RunResult, split: str) -> None:
 
     before, after = result.before, result.after
     if isinstance(before, Classified) and isinstance(after, Classified):
-        classes(before.result, after.result, split, result.record["classification"])
+        accuracy(before.result, after.result, split, names=("linear probe", "trained"))
+        modalities(result.record["classification"]["subsets"])
     elif isinstance(before, Measured) and isinstance(after, Measured):
         before_after(before.result, after.result, split)
         order_probe({"zero-shot": before.probe, "adapted": after.probe})

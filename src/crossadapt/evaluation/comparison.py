@@ -11,6 +11,7 @@ from typing import Any
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.evaluation import sections
 from crossadapt.evaluation.charts import CARD, WIDE, Point, scatter_chart
+from crossadapt.evaluation.classification import CLASS_PROTOCOLS
 from crossadapt.evaluation.failure import Failure
 from crossadapt.evaluation.html import Markup, join, page, section, table, tag
 from crossadapt.evaluation.intervals import Interval, seed_interval
@@ -86,7 +87,7 @@ class Comparison:
     failures: Sequence[Failure] = ()
 
     def __post_init__(self) -> None:
-        get_protocol(self.protocol)
+        _definition(self.protocol)
         if not self.rows:
             raise UserError("nothing to compare", fix="name at least one method")
         names = list(self.rows[0].metrics)
@@ -155,6 +156,8 @@ def write_comparison(
 ) -> dict[str, Path]:
     """Write `comparison.json`, `.md`, `.html` and `.png` into `folder`; paths by suffix.
 
+    Without a row that trains anything there is no cost to plot against, and no PNG.
+
     Args:
         rows: a `Comparison`, or its rows with its other fields as `options`.
         folder: made if missing.
@@ -171,6 +174,8 @@ def write_comparison(
         "md": write_file(folder / "comparison.md", to_markdown(found)),
         "html": write_file(folder / "comparison.html", to_html(found)),
     }
+    if not any(row.trained for row in found.rows):
+        return paths
     from crossadapt.evaluation.plots import comparison_png
 
     paths["png"] = write_file(folder / "comparison.png", comparison_png(found))
@@ -233,9 +238,7 @@ def to_html(found: Comparison) -> str:
             else None,
             section(
                 "Protocol",
-                tag(
-                    "p", tag("code", found.protocol), " — ", get_protocol(found.protocol).definition
-                ),
+                tag("p", tag("code", found.protocol), " — ", _definition(found.protocol)),
             ),
             sections.settings(found.config, found.versions),
         ),
@@ -245,6 +248,10 @@ def to_html(found: Comparison) -> str:
             tag("p", "One self-contained file written by crossadapt."),
         ),
     )
+
+
+def _definition(protocol: str) -> str:
+    return CLASS_PROTOCOLS.get(protocol) or get_protocol(protocol).definition
 
 
 def _cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -276,7 +283,8 @@ def _cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _caption(found: Comparison) -> str:
-    counts = sorted({len(r.metrics[found.headline]) for r in found.rows if r.trained} or {1})
+    counts = {len(r.metrics[found.headline]) for r in found.rows}
+    counts = sorted(counts - {1} or {1})
     if counts == [1]:
         return f"Protocol {found.protocol}; one seed, so no interval."
     seeds = " to ".join(str(c) for c in {counts[0]: 0, counts[-1]: 0})

@@ -173,10 +173,9 @@ def paired_means(
 ) -> PairedTest:
     """Compare the means of two values (Q,) of the same queries, as `paired_tests` does."""
     [codes] = encode_groups(as_names(groups, len(before), "groups"))
-    table = _Table([(np.asarray(values, np.float64), codes) for values in (before, after)])
-    draws = table.bootstrap(2000, seed)
-    low, high = _quantiles(draws[:, 1] - draws[:, 0], 0.95)
-    p = _sign_flip((table.sums[:, 1] - table.sums[:, 0]) / len(codes), 10_000, seed)
+    table = _Table([(np.asarray(after, np.float64) - np.asarray(before, np.float64), codes)])
+    low, high = _quantiles(table.bootstrap(2000, seed)[:, 0], 0.95)
+    p = _sign_flip(table.sums[:, 0], 10_000, seed)
     was, now = float(np.mean(before)), float(np.mean(after))
     return PairedTest(metric, was, now, now - was, low, high, p, 0.95, table.groups)
 

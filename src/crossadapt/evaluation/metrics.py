@@ -26,7 +26,15 @@ METRIC_NAMES = (
     "rsum",
 )
 """Names understood by `RetrievalResult.metric`."""
-EXTRA_METRICS = {"order_probe": "Order probe"}
+EXTRA_METRICS = {
+    "order_probe": "Order probe",
+    "accuracy": "Accuracy",
+    "class_accuracy": "Mean class accuracy",
+    "macro_f1": "Macro-F1",
+    "harmonic_mean": "Harmonic mean",
+    "base": "Base classes",
+    "novel": "Novel classes",
+}
 """Metrics of a comparison that are no ranks, and what people call them."""
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from crossadapt.search.card import attribute_column, vector_column
 from crossadapt.search.collection import Collection
+from crossadapt.search.labelling import labelled_columns
 from crossadapt.search.sources import Entry
 
 
@@ -41,7 +42,9 @@ class Known:
     """
 
     def __init__(self, collection: Collection, pending: Sequence[str]) -> None:
-        self.names = list(collection.card.attributes)
+        # Labels are not in any source; a job that reads sources again must not undo them.
+        made = labelled_columns(collection.card)
+        self.names = [name for name in collection.card.attributes if name not in made]
         self.by_id: dict[str, Stored] = {}
         self.by_item: dict[str, list[Stored]] = {}
         columns = ["id", "item", "bytes", "modified", "texts", "group"]

@@ -116,7 +116,8 @@ def _file(source: str, path: Path, columns: dict[str, str], ledger: Ledger) -> I
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         yield from _media(path.absolute(), path.name, ledger)
         return
-    shown = source if source.startswith("hf:") or is_builtin(f"{source}:") else str(path)
+    named = source.startswith("hf:") or not path.exists()
+    shown = source if named or is_builtin(f"{source}:") else str(path)
     loose = path.suffix.lower() in _DELIMITED
     yield from _rows(detect(shown), shown, columns, ledger, loose)
 

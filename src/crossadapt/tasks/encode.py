@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,14 +77,19 @@ def encode_images(
     pixels: Pixels,
     batch_size: int = 128,
     precision: Precision | None = None,
+    *,
+    unit: bool = True,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Features of prepared pictures: float32 (N, D), length one, on the CPU.
+    """Features of prepared pictures: float32 (N, D), on the CPU; length one if `unit`.
 
     Args:
         backbone: with whatever adapter is active; its dropout is off during the call.
         pixels: N pictures as uint8 (3, H, W) each; normalised here, on the fly.
         batch_size: pictures encoded at a time.
         precision: number format; chosen from the hardware when None.
+        unit: scale every feature to length one.
+        change: applied to each batch of pixels, such as a random crop.
 
     Raises:
         UserError: there are no pictures.
@@ -95,10 +100,13 @@ def encode_images(
     with evaluating(backbone), torch.inference_mode():
         for start in range(0, len(pixels), batch_size):
             block = range(start, min(start + batch_size, len(pixels)))
-            batch = backbone.preprocess.normalise(stack_pixels(pixels, block).to(device))
+            batch = stack_pixels(pixels, block)
+            if change is not None:
+                batch = change(batch)
+            batch = backbone.preprocess.normalise(batch.to(device))
             with precision.autocast():
-                features = backbone.encode_image(batch)
-            parts.append(F.normalize(features.float(), dim=-1).cpu())
+                features = backbone.encode_image(batch).float()
+            parts.append((F.normalize(features, dim=-1) if unit else features).cpu())
     return torch.cat(parts).clone()
 
 

@@ -51,7 +51,7 @@ def classify(
     if probe is None or trained is None:
         raise RuntimeError("there is always the subset without modalities")
     before, after = Classified(probe), Classified(trained)
-    paired = paired_accuracy(probe, trained).to_dict() if len(set(probe.groups)) > 1 else None
+    paired = paired_accuracy(probe, trained).to_dict() if probe.groups > 1 else None
     return before, after, {"paired": paired, "subsets": subsets}
 
 

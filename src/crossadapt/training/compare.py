@@ -14,23 +14,34 @@ from typing import Any
 
 from crossadapt import backbones
 from crossadapt.adapters.registry import get_method
-from crossadapt.data import Ledger, read_manifest
+from crossadapt.data import Ledger, Manifest, read_manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.comparison import Comparison, ComparisonRow, write_comparison
 from crossadapt.evaluation.failure import Failure
-from crossadapt.evaluation.intervals import metric_intervals, paired_test
-from crossadapt.evaluation.metrics import RetrievalResult
-from crossadapt.evaluation.order_probe import ORDER_PROBE, ProbeResult
+from crossadapt.evaluation.metrics import metric_label
 from crossadapt.evaluation.plots import require_matplotlib
 from crossadapt.files import make_folder
 from crossadapt.training.classifying import MULTIMODAL_TASK
+from crossadapt.training.compared import (
+    ZERO_SHOT,
+    interval_of,
+    metrics_of,
+    paired_of,
+    probe_note,
+    probes,
+    result_of,
+    zero_shots,
+)
 from crossadapt.training.contender_runs import (
     RunFailed,
     known_failure,
     raised,
     result_file,
     run_child,
+    run_here,
 )
+from crossadapt.training.few_shot import is_few_shot, resolve_few_shot
+from crossadapt.training.few_shot_data import read_few_shot
 from crossadapt.training.heldout import VIDEO_TASK, resolve_task, video_config
 from crossadapt.training.job import TrainJob
 from crossadapt.training.method_strings import (
@@ -40,18 +51,6 @@ from crossadapt.training.method_strings import (
     parse_contender,
     sized,
 )
-
-HEADLINE = "text_to_image.r1"
-METRICS = (
-    HEADLINE,
-    "text_to_image.r5",
-    "text_to_image.r10",
-    "image_to_text.r1",
-    "image_to_text.r5",
-    "image_to_text.r10",
-    "rsum",
-)
-ZERO_SHOT = "zero-shot"
 
 
 def compare(
@@ -91,20 +90,7 @@ def compare(
     if len(set(methods)) < len(methods):
         raise UserError("a method is named twice", where="methods", fix="name each setting once")
     contenders = [parse_contender(text) for text in methods]
-    manifest = read_manifest(
-        base.data,
-        reader=base.reader,
-        columns=base.columns,
-        split_seed=base.split_seed,
-        ledger=Ledger(),
-    )
-    base = resolve_task(base, manifest)
-    if base.task == MULTIMODAL_TASK:
-        raise UserError(
-            "a comparison measures retrieval, and the task multimodal classifies",
-            where="task",
-            fix="train each setting with crossadapt train; run.json holds its scores",
-        )
+    base, manifest = _read(base, contenders)
     backbone = backbones.load(base.backbone)
     identity = {"data": manifest.fingerprint, "backbone": backbone.fingerprint}
     jobs, failures = _jobs(base, contenders, backbone, seeds, keep_going=keep_going)
@@ -127,15 +113,19 @@ def compare(
         else:
             say(f"{told}: training")
             try:
-                found[key] = run_child(job, result)
+                # A cache of features takes seconds, less than a process takes to start.
+                run = run_here if get_method(job.method).few_shot else run_child
+                found[key] = run(job, result)
             except RunFailed as failure:
                 if not keep_going:
                     raise raised(failure, told, result) from failure
                 failures.append(Failure(label, failure.reason, [seed]))
                 say(f"{told}: failed: {failure.reason}")
                 continue
-        score = RetrievalResult.from_dict(found[key]["after"]).metric(HEADLINE)
-        say(f"{told}: text → image R@1 {score:.1f} in {found[key]['seconds']:,.0f} s")
+        after = result_of(found[key]["after"])
+        name = metrics_of(after)[0]
+        score = f"{metric_label(name)} {after.metric(name):.1f}"
+        say(f"{told}: {score} in {found[key]['seconds']:,.0f} s")
     if not found:
         raise UserError(
             "no run has finished, so there is nothing to compare",
@@ -148,6 +138,29 @@ def compare(
         comparison, failures=_merged(failures), config={**comparison.config, **marks}
     )
     return comparison, write_comparison(comparison, output)
+
+
+def _read(base: TrainJob, contenders: Sequence[Contender]) -> tuple[TrainJob, Manifest]:
+    """The common job with its task in place, and the data."""
+    if any(is_few_shot(replace(base, method=c.method)) for c in contenders):
+        manifest = read_few_shot(base, Ledger())
+        base = replace(base, task="few-shot")
+        return replace(base, protocol=resolve_few_shot(base, manifest)[0].protocol), manifest
+    manifest = read_manifest(
+        base.data,
+        reader=base.reader,
+        columns=base.columns,
+        split_seed=base.split_seed,
+        ledger=Ledger(),
+    )
+    base = resolve_task(base, manifest)
+    if base.task == MULTIMODAL_TASK:
+        raise UserError(
+            "a comparison measures retrieval, and the task multimodal classifies",
+            where="task",
+            fix="train each setting with crossadapt train; run.json holds its scores",
+        )
+    return base, manifest
 
 
 def _jobs(
@@ -180,6 +193,13 @@ def _merged(failures: Sequence[Failure]) -> list[Failure]:
 
 
 def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
+    own = get_method(contender.method).task
+    if own is not None and is_few_shot(base):
+        raise UserError(
+            f"{contender.method} is trained by the task {own}, and this comparison is few-shot",
+            where=contender.label,
+            fix="compare it with methods of retrieval",
+        )
     job = replace(
         base,
         method=contender.method,
@@ -187,7 +207,7 @@ def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
         seed=seed,
         # A method that loses to zero-shot is a result here, not a mistake to stop for.
         guard=0 if base.guard is None else base.guard,
-        task=get_method(contender.method).task or base.task,
+        task=own or base.task,
         **{k: v for k, v in contender.settings.items() if k not in TASK_SETTINGS},
     )
     for name in ("pooling", *TASK_SETTINGS):
@@ -209,39 +229,40 @@ def _comparison(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
 ) -> Comparison:
     first = next(iter(found.values()))
-    zero = RetrievalResult.from_dict(first["before"])
+    zero = result_of(first["before"])
+    metrics = metrics_of(zero)
     rows, notes = [], []
     # Another similarity head makes another frozen model: each has its own row.
-    for label, part in _zero_shots(found).items():
-        result = RetrievalResult.from_dict(part["before"])
-        values = {m: [result.metric(m)] for m in METRICS} | _probes([part], "before")
+    for label, part in zero_shots(found).items():
+        result = result_of(part["before"])
+        values = {m: [result.metric(m)] for m in metrics} | probes([part], "before")
         rows.append(ComparisonRow(label, values, 0, 0.0))
     if zero.groups > 1:
-        interval = metric_intervals(zero, metrics=[HEADLINE])[HEADLINE]
+        interval = interval_of(zero)
+        label = metric_label(metrics[0] if "harmonic_mean" not in metrics else "accuracy")
         notes.append(
-            f"{ZERO_SHOT}: text → image R@1 {interval.format()}, bootstrap over "
-            f"{interval.count:,} groups."
+            f"{ZERO_SHOT}: {label} {interval.format()}, bootstrap over {interval.count:,} groups."
         )
     for contender in contenders:
         parts = [found[key] for seed in seeds if (key := (contender.label, seed)) in found]
         if not parts:
             continue
-        results = [RetrievalResult.from_dict(part["after"]) for part in parts]
+        results = [result_of(part["after"]) for part in parts]
         rows.append(
             ComparisonRow(
                 contender.label,
-                {m: [result.metric(m) for result in results] for m in METRICS}
-                | _probes(parts, "after"),
+                {m: [result.metric(m) for result in results] for m in metrics}
+                | probes(parts, "after"),
                 parts[0]["trained"],
                 parts[0]["share"],
                 [part["seconds"] for part in parts],
                 [part["peak_memory_mb"] for part in parts],
             )
         )
-        notes += _probe_note(contender.label, parts)
-        zero = RetrievalResult.from_dict(parts[0]["before"])
+        notes += probe_note(contender.label, parts)
+        zero = result_of(parts[0]["before"])
         if zero.groups > 1:
-            tests = [paired_test(zero, result, HEADLINE) for result in results]
+            tests = [paired_of(zero, result) for result in results]
             gains = [test.difference for test in tests]
             low, p = min(test.low for test in tests), max(test.p_value for test in tests)
             notes.append(
@@ -254,7 +275,7 @@ def _comparison(
         title=f"Methods compared on {Path(base.data).name or base.data}",
         subtitle=f"backbone {base.backbone}, held-out split {first['held_out']}",
         protocol=base.protocol,
-        headline=HEADLINE,
+        headline=metrics[0],
         config={
             "data": base.data,
             "backbone": base.backbone,
@@ -270,32 +291,3 @@ def _comparison(
         versions=first["versions"],
         notes=notes,
     )
-
-
-def _zero_shots(
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
-) -> dict[str, Mapping[str, Any]]:
-    """One run for each way in which the frozen model was measured, by the name of its row."""
-    by_head: dict[str, Mapping[str, Any]] = {}
-    for part in found.values():
-        by_head.setdefault(part["before"]["similarity"], part)
-    if len(by_head) == 1:
-        return {ZERO_SHOT: next(iter(by_head.values()))}
-    names = {"cosine": "mean pooling"}
-    return {f"{ZERO_SHOT}, {names.get(h, h)}": part for h, part in by_head.items()}
-
-
-def _probes(parts: Sequence[Mapping[str, Any]], when: str) -> dict[str, list[float]]:
-    """The order probe as a metric, a value per run; nothing where there was none."""
-    if any(part.get("order_probe") is None for part in parts):
-        return {}
-    return {ORDER_PROBE: [part["order_probe"][when]["accuracy"] for part in parts]}
-
-
-def _probe_note(label: str, parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The interval over pairs of the order probe in each run."""
-    if any(part.get("order_probe") is None for part in parts):
-        return []
-    found = [ProbeResult.from_dict(part["order_probe"]["after"]) for part in parts]
-    said = ", ".join(probe.format() for probe in found)
-    return [f"{label}: order probe {said}, bootstrap over {found[0].pairs} pairs; chance is 50."]

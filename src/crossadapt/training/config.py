@@ -135,11 +135,28 @@ PRESETS: dict[str, Recipe] = {
         patience=0,
         guard=0,
     ),
+    "few-shot": Recipe(
+        optimiser="adamw",
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-4,
+        weight_decay=0.01,
+        clip=0.0,
+        batch_size=256,
+        epochs=20,
+        warmup=0.0,
+        patience=0,
+        guard=0,
+    ),
 }
 """`default`: the paper's optimiser at a learning rate and length for small sets and models.
 `paper`: Cross-Modal Adapter v1 (its batch of 128 is global). `maple`: MaPLe and APoLLo from base
 to novel classes; their decay is of all tensors, which for prompts and maps is all but the maps'
-biases. `from-scratch`: a small new model."""
+biases. `from-scratch`: a small new model. `few-shot`: Tip-Adapter-F's released numbers (AdamW with
+torch's betas and decay, no clipping)."""
+
+METHOD_PRESET = dict.fromkeys(("tip-adapter", "tip-adapter-f", "xmadapter"), "few-shot")
+"""The preset of methods that are not trained like the others."""
 
 METHOD_LR: dict[str, float] = {
     # Their one block per layer starts like the Cross-Modal Adapter's two, or at zero.

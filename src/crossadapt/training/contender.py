@@ -15,15 +15,20 @@ from typing import Any
 
 from crossadapt.errors import UserError
 from crossadapt.files import write_file
-from crossadapt.training.job import make_job
+from crossadapt.training.job import TrainJob, make_job
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Run the job and return the numbers a comparison needs, as plain JSON types."""
     from crossadapt.training.classifying import details
+    from crossadapt.training.few_shot import is_few_shot
+
+    job = make_job(settings, where="comparison")
+    if is_few_shot(job):
+        return measure_classes(job)
     from crossadapt.training.run import run_training
 
-    result = run_training(make_job(settings, where="comparison"))
+    result = run_training(job)
     if result.before is None or result.after is None:
         raise UserError(
             "the data has no held-out split to compare on",
@@ -34,6 +39,29 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
         "before": details(result.before.result),
         "after": details(result.after.result),
         "order_probe": result.record["order_probe"],
+        "held_out": result.record["held_out"],
+        "trained": result.record["trained"],
+        "share": result.record["share"],
+        "seconds": result.fit.seconds,
+        "peak_memory_mb": result.fit.peak_memory,
+        "status": result.fit.status,
+        "steps": result.fit.step,
+        "precision": result.record["precision"],
+        "threads": result.record["threads"],
+        "left_out": result.ledger.summary(),
+        "versions": result.record["versions"],
+    }
+
+
+def measure_classes(job: TrainJob) -> dict[str, Any]:
+    """As `measure`, for a job about classes."""
+    from crossadapt.training.few_shot import run_few_shot
+
+    result = run_few_shot(job)
+    return {
+        "before": result.before.to_dict(answers=True),
+        "after": result.after.to_dict(answers=True),
+        "few_shot": result.record["few_shot"],
         "held_out": result.record["held_out"],
         "trained": result.record["trained"],
         "share": result.record["share"],

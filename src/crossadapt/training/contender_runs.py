@@ -1,7 +1,8 @@
 """The runs of a comparison on disk: finished ones, failed ones, and how one is made.
 
-Every run is a child process (`crossadapt.training.contender`) and a file named by the hash of what
-decides its numbers: ``NAME.json`` when finished, ``NAME.failed.json`` with the reason otherwise.
+A run is a child process (`crossadapt.training.contender`), or for a cache of features a call, and
+a file named by the hash of what decides its numbers: ``NAME.json`` when finished,
+``NAME.failed.json`` with the reason otherwise.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from crossadapt.adapters.registry import make_config
 from crossadapt.errors import UserError
 from crossadapt.files import write_file
+from crossadapt.training.contender import measure_classes
 from crossadapt.training.job import TrainJob
 from crossadapt.training.record import versions
 
-# Fields of a job that do not decide its numbers.
-_CLIPS = ("frames", "sampling", "pooling")
+# Fields of a job that decide its numbers only when they are set.
+_UNSET = ("frames", "sampling", "pooling", "shots", "label")
+# Fields that never do.
 _FREE = ("output", "resume", "quiet", "workers", "cache", "checkpoint_seconds", "checkpoint_steps")
 _LONGEST = 200
 
@@ -60,8 +63,8 @@ def result_file(
 ) -> Path:
     """Where the result of a run belongs; another file for anything that changes its numbers."""
     decides = {k: v for k, v in asdict(job).items() if k not in (*_FREE, "data")}
-    # Pictures have no clip settings, and a run on them is the same with or without these fields.
-    decides = {k: v for k, v in decides.items() if k not in _CLIPS or v is not None}
+    # Pictures have no clip settings and retrieval no shots: a run is the same without these fields.
+    decides = {k: v for k, v in decides.items() if k not in _UNSET or v is not None}
     # Resolved, so that a changed default of ours is a changed run.
     decides["recipe"] = job.recipe().identity()
     decides["config"] = asdict(make_config(job.method, job.method_options))
@@ -108,11 +111,35 @@ def run_child(job: TrainJob, result: Path) -> dict[str, Any]:
         raise KeyboardInterrupt("finished runs are kept; the same command goes on")
     if child.returncode != 0 or not result.is_file():
         said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-        failure = RunFailed(child.returncode, said)
-        note = {"reason": failure.reason, "code": failure.code, "log": log.name}
-        write_file(failed_file(result), json.dumps(note, indent=1) + "\n")
-        raise failure
+        raise _noted(RunFailed(child.returncode, said), result)
     return json.loads(result.read_text(encoding="utf-8"))
+
+
+def run_here(job: TrainJob, result: Path) -> dict[str, Any]:
+    """As `run_child`, in this process, for a cache of features.
+
+    Raises:
+        RunFailed: a user's error ended it; also written to `failed_file`.
+    """
+    folder = result.with_suffix("")
+    resume = (folder / "checkpoints" / "last.safetensors").exists()
+    failed_file(result).unlink(missing_ok=True)
+    try:
+        found = measure_classes(replace(job, output=folder, resume=resume, quiet=True))
+    except UserError as error:
+        said = f"error: {error}".splitlines()
+        write_file(result.with_suffix(".log"), "\n".join(said) + "\n")
+        raise _noted(RunFailed(1, said), result) from error
+    write_file(result, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _noted(failure: RunFailed, result: Path) -> RunFailed:
+    """The failure, written to `failed_file`."""
+    log = result.with_suffix(".log").name
+    note = {"reason": failure.reason, "code": failure.code, "log": log}
+    write_file(failed_file(result), json.dumps(note, indent=1) + "\n")
+    return failure
 
 
 def raised(failure: RunFailed, told: str, result: Path) -> UserError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crossadapt.errors import UserError
-from crossadapt.training.config import Recipe, make_recipe, reject_unknown
+from crossadapt.training.config import METHOD_PRESET, Recipe, make_recipe, reject_unknown
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class TrainJob:
     split_seed: int = 0
     """Start of the split into train, val and test, for data that bring none."""
     preset: str | None = None
-    """Set of training numbers: `default`, `paper`, `maple` or `from-scratch` (for `new:`)."""
+    """Set of training numbers: `default`, `paper`, `maple`, `few-shot` (caches) or `from-scratch`
+    (for `new:`)."""
     lr: float | None = None
     """Peak learning rate: the first number to try. Default: the method's own."""
     epochs: int | None = None
@@ -65,8 +66,8 @@ class TrainJob:
     objective: Literal["info-nce", "sigmoid"] = "info-nce"
     """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
     task: str = "auto"
-    """What is learned: `retrieval`, `video-retrieval`, `multimodal` (classes, with further
-    modalities), `pretraining`, `fusion`; by method and data when `auto`."""
+    """What is learned: `retrieval`, `video-retrieval`, `few-shot`, `multimodal` (classes, with
+    further modalities), `pretraining`, `fusion`; by method and data when `auto`."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task by name."""
     frames: int | None = None
@@ -76,8 +77,12 @@ class TrainJob:
     published."""
     pooling: Literal["mean", "text-conditioned"] | None = None
     """Videos: how frames meet a text, in training and evaluation; `mean` when unset."""
+    shots: int | None = None
+    """Few-shot: pictures per class; 16 when unset."""
+    label: str | None = None
+    """Few-shot: column that names the class; `label` when unset."""
     protocol: str = "pairs"
-    """Rule of the final evaluation."""
+    """Rule of the final evaluation; few-shot has few-shot, base-to-novel and tip-official."""
     seed: int = 0
     """Start of every random number: initial values, order of the data, dropout."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -108,7 +113,8 @@ class TrainJob:
 
     def recipe(self) -> Recipe:
         """The training numbers: the preset's, with this job's changes."""
-        preset = self.preset or ("from-scratch" if self.from_scratch else "default")
+        usual = METHOD_PRESET.get(self.method, "default")
+        preset = self.preset or ("from-scratch" if self.from_scratch else usual)
         names = {f.name for f in fields(Recipe)} & {f.name for f in fields(self)}
         return make_recipe(preset, self.method, **{name: getattr(self, name) for name in names})
 

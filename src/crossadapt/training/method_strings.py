@@ -23,6 +23,7 @@ SETTINGS = (
     "optimiser",
     "preset",
     "pooling",
+    "shots",
 )
 # Options of the task, for clips: what a method is taught with, where others cannot use it.
 TASK_SETTINGS = ("reversed_negatives",)
@@ -52,7 +53,10 @@ def parse_contender(text: str) -> Contender:
     if name == "peft":
         kind, _, rest = rest.partition(":")
         name = f"peft:{kind}"
-    known = [f.name for f in fields(get_method(name).config_class)]
+    method = get_method(name)
+    # A cache's classes and shots come from the data and the run's settings.
+    filled = ("classes", "shots") if method.few_shot else ()
+    known = [f.name for f in fields(method.config_class) if f.name not in filled]
     extra = [
         *SETTINGS,
         *TASK_SETTINGS,

@@ -80,7 +80,7 @@ def _class_facts(result: RunResult) -> dict[str, str]:
     facts = {}
     for name, measured in (("linear probe", before), ("trained", after)):
         found = measured.result
-        spans = found.intervals() if len(set(found.groups)) > 1 else {}
+        spans = found.intervals()
         shown = spans["accuracy"].format() if spans else f"{found.accuracy:.1f}"
         facts[f"accuracy, {name}"] = f"{shown} %"
         facts[f"macro-F1, {name}"] = f"{found.macro_f1:.1f} %"

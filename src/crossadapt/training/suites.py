@@ -2,7 +2,7 @@
 
 A suite is a YAML file in ``recipes/suites``: names of parts, each a recipe of ``compare`` with two
 keys more, ``tuned`` and ``leave_out``. Registered methods that a part names in neither `methods`
-nor `leave_out` take part with their defaults.
+nor `leave_out` take part with their defaults, unless they are registered with `few_shot`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossadapt.adapters.registry import method_names
+from crossadapt.adapters.registry import get_method, method_names
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.training.job import read_recipe
 from crossadapt.training.method_strings import parse_contender
+
+FEW_SHOT = "built from labelled examples: it scores classes, and this part measures retrieval"
+"""Why methods registered with `few_shot` do not take part unless they are named."""
 
 
 @dataclass(frozen=True)
@@ -86,5 +89,8 @@ def _part(name: str, content: Any, path: Path) -> Part:
                 fix=did_you_mean(left, registered),
             )
     named = {parse_contender(text).method for text in methods}
+    # One of these would make all of the part about classes.
+    few = [name for name in registered if name not in named and get_method(name).few_shot]
+    leave_out = {**dict.fromkeys(few, FEW_SHOT), **leave_out}
     recipe["methods"] = [*methods, *(n for n in registered if n not in {*named, *leave_out})]
     return Part(name, recipe, smoke, tuple(tuned), leave_out)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from crossadapt.adapters.attach import active, attached
+from crossadapt.adapters.classifier import class_companion
 from crossadapt.adapters.companion import companion
 from crossadapt.errors import UserError
 from crossadapt.tasks.base import StatefulTask
@@ -32,6 +33,12 @@ def refuse_idle_companion(backbone: Backbone, task: Task) -> None:
     Raises:
         UserError: the active adapter has a companion, and the task does not call it.
     """
+    if class_companion(backbone) is not None and not getattr(task, "calls_classes", False):
+        raise UserError(
+            f"the task {task.name} has no classes, which this method is built from",
+            where="task",
+            fix="use the task few-shot on data with classes, or another method",
+        )
     adapter = active(backbone)
     if adapter is not None and adapter.join is not None and not getattr(task, "trains_join", False):
         raise UserError(

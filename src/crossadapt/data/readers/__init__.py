@@ -12,6 +12,8 @@ from crossadapt.data.manifest import CORE_COLUMNS, Manifest
 from crossadapt.data.readers import (
     activitynet,
     builtin,
+    class_folder,
+    coop,
     didemo,
     huggingface,
     karpathy,
@@ -32,7 +34,7 @@ __all__ = ["read_manifest", "reader_names"]
 # Importing a reader registers it.
 READER_MODULES = (
     *(activitynet, didemo, lsmdc, msrvtt, msvd, vatex),
-    *(builtin, huggingface, karpathy, sidecar, tables, written),
+    *(builtin, class_folder, coop, huggingface, karpathy, sidecar, tables, written),
 )
 
 
