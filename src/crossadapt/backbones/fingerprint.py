@@ -24,6 +24,10 @@ _SHARED = (
 # Named one by one: which other keys a configuration has differs between transformers releases.
 _VISION = (*_SHARED, "image_size", "patch_size", "num_channels")
 _TEXT = (*_SHARED, "vocab_size", "max_position_embeddings", "eos_token_id")
+_KEYS = {
+    # Three channels are fixed in BLIP, and its text tower is read at the first token.
+    "blip": ((*_SHARED, "image_size", "patch_size"), _TEXT[:-1]),
+}
 
 
 class Fingerprint:
@@ -59,11 +63,12 @@ def fingerprint(backbone: HFBackbone) -> str:
             fix="load it with weights=True",
         )
     digest = hashlib.sha256()
+    vision, text = _KEYS.get(backbone.family, (_VISION, _TEXT))
     facts = {
         "family": backbone.family,
         "embedding_dim": backbone.embedding_dim,
-        "vision": _values(backbone.model.config.vision_config, _VISION),
-        "text": _values(backbone.model.config.text_config, _TEXT),
+        "vision": _values(backbone.model.config.vision_config, vision),
+        "text": _values(backbone.model.config.text_config, text),
         "preprocess": backbone.preprocess.to_dict(),
         "tokenizer": backbone.tokenize.identity,
     }

@@ -31,13 +31,14 @@ def load(
         source: one of
 
             * ``pico-clip``, the demonstration model inside this package;
-            * a local directory in Hugging Face layout (CLIP, SigLIP, fixed-resolution SigLIP 2);
+            * a local directory in Hugging Face layout (CLIP, SigLIP, fixed-resolution SigLIP 2,
+              BLIP for retrieval);
             * a hub id such as ``openai/clip-vit-base-patch32``: the only source that may use the
               network, and only for that repository; files already in the cache are used offline;
             * ``config:NAME``, the true architecture with random weights, see
               `config_names`;
             * ``new:FILE``, random weights and an own tokenizer as a YAML file describes;
-            * ``tiny:clip`` or ``tiny:siglip``, for tests.
+            * ``tiny:clip``, ``tiny:siglip`` or ``tiny:blip``, for tests.
         attention: ``eager``, ``sdpa`` or ``auto``: what `choose_attention` picks per tower. The
             result is in `backbone.attention`.
         dtype: of the frozen weights, float32 unless given (half-precision files are cast).
@@ -122,7 +123,8 @@ def _locate(source: str) -> Path:
         )
     from crossadapt.backbones.architectures import config_names
 
-    names = [*BUNDLED, *(f"config:{name}" for name in config_names()), "tiny:clip", "tiny:siglip"]
+    names = [*BUNDLED, *(f"config:{name}" for name in config_names())]
+    names += [f"tiny:{family}" for family in ("clip", "siglip", "blip")]
     raise UserError(
         f"Unknown backbone {source!r}: no such directory and no such name.",
         where=source,

@@ -127,6 +127,7 @@ METHOD_LR: dict[str, float] = {
     "apollo": 1e-3,
     "cross-modal-adapter": 3e-3,
     "mv-adapter": 3e-3,
+    "uniadapter": 3e-3,
     "projection": 1e-3,
     "partial": 3e-4,
     "full": 1e-4,
