@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +199,17 @@ class Embedder:
         order = tokens.mask.sum(dim=1).argsort(stable=True).numpy()
         return self._encode(order, chosen, encode, _TEXTS)
 
+    @contextmanager
+    def using(self, view: str) -> Iterator[HFBackbone]:
+        """The backbone with the adapter of a view active, for this thread alone meanwhile."""
+        adapter = self._adapter(view)
+        with self._lock:
+            activate(self.backbone, None if adapter is None else adapter.name)
+            try:
+                yield self.backbone
+            finally:
+                activate(self.backbone, None)
+
     def _encode(
         self,
         order: np.ndarray,
@@ -220,13 +232,10 @@ class Embedder:
                 with mixed(self.backbone, [chosen[row] for row in rows]):
                     found[rows] = self._unit(encode, rows)
             for name, members in alone.items():
-                activate(self.backbone, name)
-                try:
+                with self.using(name):
                     for start in range(0, len(members), size):
                         rows = np.asarray(members[start : start + size])
                         found[rows] = self._unit(encode, rows)
-                finally:
-                    activate(self.backbone, None)
         return found
 
     def _unit(self, encode: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> np.ndarray:

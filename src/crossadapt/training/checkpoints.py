@@ -52,6 +52,7 @@ def save_checkpoint(
     progress: Progress,
     identity: Mapping[str, Any],
     optimiser: Optimizer | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint in place of an older one, which stays whole if this fails.
 
@@ -61,10 +62,13 @@ def save_checkpoint(
         progress: counters and scores.
         identity: what the run is; `load_checkpoint` refuses another.
         optimiser: its per-parameter state is stored too; a checkpoint without it cannot resume.
+        state: further tensors that a resumed run needs (a task's queue, running means).
     """
     tensors: dict[str, Tensor] = {
         f"trained/{name}": p.detach().contiguous() for name, p in trained.items()
     }
+    for name, tensor in (state or {}).items():
+        tensors[f"state/{name}"] = tensor.detach().contiguous()
     if optimiser is not None:
         for name, p in trained.items():
             for key, value in optimiser.state.get(p, {}).items():
@@ -83,8 +87,9 @@ def load_checkpoint(
     trained: Mapping[str, Parameter],
     identity: Mapping[str, Any],
     optimiser: Optimizer | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Progress:
-    """Read a checkpoint into the trained tensors (and the optimiser); return where it stands.
+    """Read a checkpoint into the trained tensors (optimiser, `state`); return where it stands.
 
     Raises a `UserError` when the file is damaged, when it belongs to a run with other settings
     (each difference is named), or when its tensors are not exactly the trained ones.
@@ -100,9 +105,18 @@ def load_checkpoint(
             where=str(path),
             fix="start again in another output folder",
         )
+    lost = [n for n, x in (state or {}).items() if not _same_shape(tensors.get(f"state/{n}"), x)]
+    if lost:
+        raise UserError(
+            f"the checkpoint does not hold the state of this task: {', '.join(lost[:4])}",
+            where=str(path),
+            fix="start again in another output folder",
+        )
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(tensors[f"trained/{name}"])
+        for name, tensor in (state or {}).items():
+            tensor.copy_(tensors[f"state/{name}"])
     if optimiser is not None:
         _load_optimiser(tensors, trained, optimiser)
     return Progress(**json.loads(header["progress"]))
@@ -110,6 +124,10 @@ def load_checkpoint(
 
 def _fits(tensors: Mapping[str, Tensor], trained: Mapping[str, Parameter], name: str) -> bool:
     return tensors[f"trained/{name}"].shape == trained[name].shape
+
+
+def _same_shape(found: Tensor | None, wanted: Tensor) -> bool:
+    return found is not None and found.shape == wanted.shape
 
 
 def _load_optimiser(

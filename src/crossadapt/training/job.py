@@ -62,8 +62,8 @@ class TrainJob:
     objective: Literal["info-nce", "sigmoid"] = "info-nce"
     """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
     task: str = "auto"
-    """What is learned: `retrieval`, `video-retrieval`, `pretraining`; by what the data hold when
-    `auto`."""
+    """What is learned: `retrieval`, `matching` (BLIP: contrast and matching of pairs),
+    `video-retrieval`, `pretraining`; by backbone and data when `auto`."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task by name."""
     frames: int | None = None

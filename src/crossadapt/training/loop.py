@@ -34,8 +34,9 @@ from crossadapt.training.updates import (
     copy_from_first,
     device_of,
     limit_logit_scale,
-    refuse_idle_companion,
+    refuse_idle_parts,
     seed_step,
+    task_state,
     trained_tensors,
 )
 
@@ -123,7 +124,7 @@ class _Run:
         self.precision, self.output = precision, output
         self.main, self.rank = accelerator.is_main_process, accelerator.process_index
         self.world, self.device = accelerator.num_processes, accelerator.device
-        refuse_idle_companion(backbone, task)
+        refuse_idle_parts(backbone, task)
         self.trained = trained_tensors(backbone, adapter, task)
         scales = attached(backbone, adapter).lr_scales
         self.optimiser = make_optimiser(
@@ -140,7 +141,9 @@ class _Run:
         """All steps, validations and checkpoints; at the end the best tensors are put back."""
         resumed = resume and self.last.exists()
         if resumed:
-            self.progress = load_checkpoint(self.last, self.trained, self.identity, self.optimiser)
+            self.progress = load_checkpoint(
+                self.last, self.trained, self.identity, self.optimiser, task_state(self.task)
+            )
         elif self.world > 1:
             copy_from_first(self.trained.values())
         progress = self.progress
@@ -265,7 +268,8 @@ class _Run:
         self.saved_at, self.saved_step = time.monotonic(), self.progress.step
         if self.main:
             optimiser = self.optimiser if resumable else None
-            save_checkpoint(path, self.trained, self.progress, self.identity, optimiser)
+            state = task_state(self.task) if resumable else None
+            save_checkpoint(path, self.trained, self.progress, self.identity, optimiser, state)
             self.events.add("saved", self.progress.step, file=path.name)
 
     def finish(self, status: str) -> FitResult:
