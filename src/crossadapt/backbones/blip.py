@@ -126,16 +126,8 @@ class BlipBackbone(HFBackbone):
             factors = None if weights is None else key_factors(weights, size)
             token_mask = None if token_mask is None else token_mask.repeat_interleave(size, 1)
             tokens = tokens.flatten(1, 2)
-        with self._running() as model, fusing(), _scaled_keys(model, factors):
-            if token_mask is None:
-                token_mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=self.device)
-            return self._hidden(
-                model,
-                ids,
-                mask,
-                encoder_hidden_states=tokens.to(self.device),
-                encoder_attention_mask=token_mask.to(self.device, torch.long),
-            )
+        with self._running() as model, fusing(), _looking(model, factors, token_mask):
+            return self._hidden(model, ids, mask, encoder_hidden_states=tokens.to(self.device))
 
     def match(
         self,
@@ -242,24 +234,42 @@ def _tokens(model: Any, pixels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _scaled_keys(model: nn.Module, factors: Tensor | None) -> Iterator[None]:
-    """Inside the block, cross-attention keys of token n of pair b are multiplied by factors[b, n].
+def _looking(model: nn.Module, factors: Tensor | None, seen: Tensor | None) -> Iterator[None]:
+    """Inside the block, cross-attention has its keys scaled and sees only some picture tokens.
 
     The hooks stand for the call only, behind those of adapters: keys are scaled last. They act in
     this call alone; another thread that encodes meanwhile has another batch and none of them.
+    transformers 5.x takes a mask of picture tokens and drops it on the way to the attention, so
+    the mask is handed over here.
+
+    Args:
+        model: with a text encoder.
+        factors: on the keys, (B, N).
+        seen: bool (B, N), False for tokens that are not there.
     """
-    if factors is None:
-        yield
-        return
     caller = get_ident()
 
     def scale(_module: nn.Module, _inputs: Any, keys: Tensor) -> Tensor:
-        if get_ident() != caller:
+        if factors is None or get_ident() != caller:
             return keys
         return keys * factors[..., None].to(keys)
 
+    def hide(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if seen is not None and get_ident() == caller:
+            states = args[0] if args else kwargs["hidden_states"]
+            mask = torch.zeros(seen.shape, device=states.device, dtype=states.dtype)
+            mask = mask.masked_fill(~seen.to(states.device), torch.finfo(states.dtype).min)
+            kwargs["encoder_attention_mask"] = mask[:, None, None]
+        return args, kwargs
+
     layers: Any = model.get_submodule("text_encoder.encoder.layer")
-    handles = [layer.crossattention.self.key.register_forward_hook(scale) for layer in layers]
+    handles = []
+    for layer in layers:
+        attention = layer.crossattention.self
+        if factors is not None:
+            handles.append(attention.key.register_forward_hook(scale))
+        if seen is not None:
+            handles.append(attention.register_forward_pre_hook(hide, with_kwargs=True))
     try:
         yield
     finally:
