@@ -46,9 +46,7 @@ BLIP = {m: ["blip-more-text"] for m in METHODS if m not in NOT_ON_BLIP} | {
     "uniadapter": [f"blip-{shape}" for shape in SHAPES]
 }
 CASES = [
-    (m, b)
-    for m in METHODS
-    for b in [*(BACKBONES if m in PAIRING else ONE_EACH), *BLIP.get(m, [])]
+    (m, b) for m in METHODS for b in [*(BACKBONES if m in PAIRING else ONE_EACH), *BLIP.get(m, [])]
 ]
 
 

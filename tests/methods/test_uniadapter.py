@@ -42,9 +42,7 @@ def fused(backbone) -> torch.Tensor:
 # -- counts ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("r", "adapters"), [(64, 2_424_576), (128, 4_784_640), (512, 18_945_024)]
-)
+@pytest.mark.parametrize(("r", "adapters"), [(64, 2_424_576), (128, 4_784_640), (512, 18_945_024)])
 def test_counts_on_blip_base(r, adapters):
     big = crossadapt.load("config:blip-base-224", weights=False)
     assert summarise(big, UniAdapterConfig(r=r, heads=False)).trainable == adapters

@@ -292,6 +292,7 @@ class HFBackbone(nn.Module):
             "image_size": list(self.image_size),
             "attention": dict(self.attention),
             "towers": {
-                tower: {"width": self.width(tower), "depth": self.depth(tower)} for tower in self.towers
+                tower: {"width": self.width(tower), "depth": self.depth(tower)}
+                for tower in self.towers
             },
         }

@@ -101,8 +101,7 @@ def before_after(
             ]
             rows.append([direction_label(direction), name, *cells])
     table(
-        f"{held_out}protocol {after.protocol}: "
-        f"{after.images:,} pictures, {after.texts:,} texts",
+        f"{held_out}protocol {after.protocol}: {after.images:,} pictures, {after.texts:,} texts",
         ["direction", "model", "R@1", "R@5", "R@10", "median rank"],
         rows,
     )

@@ -69,9 +69,7 @@ class UniAdapterConfig:
                 f"dropout is {self.dropout}", where="dropout", fix="give a value in [0, 1)"
             )
         if self.init not in ("identity", "released"):
-            raise UserError(
-                f"init is {self.init!r}", where="init", fix="give identity or released"
-            )
+            raise UserError(f"init is {self.init!r}", where="init", fix="give identity or released")
         if self.key_value < 0:
             raise UserError(f"key_value is {self.key_value}", where="key_value", fix="give 0 or 64")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from crossadapt.search.query import Hit
     from crossadapt.search.request import Prepared
 
+
 class Reranker:
     """Judges hits of one collection.
 

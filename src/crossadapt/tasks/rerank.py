@@ -50,7 +50,9 @@ class Rerank:
         if self.k < 1:
             raise UserError(f"a shortlist of {self.k}", where="rerank", fix="give 1 or more")
         if not np.isfinite(self.weight):
-            raise UserError(f"the weight is {self.weight}", where="rerank_weight", fix="give 0 or 1")
+            raise UserError(
+                f"the weight is {self.weight}", where="rerank_weight", fix="give 0 or 1"
+            )
 
 
 @dataclass(frozen=True)
