@@ -113,9 +113,9 @@ class Backbone(Protocol):
 
     `override_source` and `shadow` are where adapters that replace parameters or modules take
     effect: see `hf.HFBackbone`. `class_token` says whether the first token of the vision tower is
-    one, `causal_text` whether a word sees only the words before it, `masked_text` whether texts of a
-    batch are padded to its longest under a mask, so that modules that mix positions must mask too,
-    `prompt_towers` which towers take prompt tokens. `attention` holds the implementation in use
+    one, `causal_text` whether a word sees only the words before it, `masked_text` whether texts of
+    a batch are padded to its longest under a mask, so that modules that mix positions must mask
+    too, `prompt_towers` which towers take prompt tokens. `attention` holds the implementation in use
     per tower.
     """
 

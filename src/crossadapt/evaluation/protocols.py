@@ -136,7 +136,7 @@ def evaluate_scores(
     """`evaluate` for a similarity that is no product of two vectors.
 
     Args:
-        scores: see `Scores`; asked for one block at a time, twice for every pair. Or one for each of
+        scores: see `Scores`; asked for one block at a time, twice for every pair. Or one each for
             ``text_to_image`` and ``image_to_text``; a block holds the whole gallery of its queries.
         image_groups: N group names.
         text_groups: M group names.

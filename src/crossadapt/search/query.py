@@ -156,7 +156,7 @@ def rank(
 def _find(
     prepared: Prepared, vector: np.ndarray, collection: Collection, view: str, strength: float
 ) -> tuple[list[str], list[float], Any]:
-    """Ids and cosines of the best k or the shortlist, without the liked item; the store's answer."""
+    """Ids and cosines of the best k or shortlist, without the liked item; the store's answer."""
     query = prepared.query
     found = collection.search(
         vector,

@@ -1,7 +1,7 @@
 """Retrieval for backbones with a fusion tower: contrast in the shared space and matching of pairs.
 
-L = L_ITC + weight L_ITM, after BLIP (Li et al. 2022, arXiv 2201.12086) and, for adapters, UniAdapter
-(Lu et al. 2023, arXiv 2302.06605).
+L = L_ITC + weight L_ITM, after BLIP (Li et al. 2022, arXiv 2201.12086) and, for adapters,
+UniAdapter (Lu et al. 2023, arXiv 2302.06605).
 
 ITC. Features u (pictures) and v (texts); u', v' those of a momentum copy of the trained tensors,
 with a queue of earlier ones. Each u meets all v', each v all u'; targets are
