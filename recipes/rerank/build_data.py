@@ -25,7 +25,7 @@ COLOURS = {
 }  # fmt: skip
 SIDE = 32
 SIZES = {
-    "standard": {"train": 180, "val": 5, "test": 25},
+    "standard": {"train": 120, "val": 5, "test": 15},
     "smoke": {"train": 4, "val": 1, "test": 1},
 }
 """Sets of colours in each split; there are 210."""
@@ -40,7 +40,7 @@ def caption(order: tuple[str, ...]) -> str:
 
 
 def draw(order: tuple[str, ...], random: Random) -> Image.Image:
-    """The four fields, their colours varied, parted at a varied place."""
+    """The four fields, their colours varied, parted at a varied place, in cloudy light."""
     picture = Image.new("RGB", (SIDE, SIDE))
     across, down = (SIDE // 2 + random.randint(-3, 3) for _ in range(2))
     boxes = ((0, 0, across, down), (across, 0, SIDE, down),
@@ -49,7 +49,11 @@ def draw(order: tuple[str, ...], random: Random) -> Image.Image:
         channels = ImageColor.getrgb(COLOURS[colour])
         varied = tuple(max(0, min(255, c + random.randint(-_JITTER, _JITTER))) for c in channels)
         picture.paste(varied, box)
-    return picture
+    # Cloudy light: without it all pictures of one layout would look alike to the duplicate check.
+    cloud = Image.new("L", (9, 9))
+    cloud.putdata([random.randint(0, 255) for _ in range(81)])
+    light = cloud.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return Image.blend(picture, Image.merge("RGB", (light, light, light)), 0.25)
 
 
 def main() -> None:

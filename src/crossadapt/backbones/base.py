@@ -115,8 +115,8 @@ class Backbone(Protocol):
     effect: see `hf.HFBackbone`. `class_token` says whether the first token of the vision tower is
     one, `causal_text` whether a word sees only the words before it, `masked_text` whether texts of
     a batch are padded to its longest under a mask, so that modules that mix positions must mask
-    too, `prompt_towers` which towers take prompt tokens. `attention` holds the implementation in use
-    per tower.
+    too, `prompt_towers` which towers take prompt tokens. `attention` holds the implementation in
+    use per tower.
     """
 
     family: ClassVar[str]

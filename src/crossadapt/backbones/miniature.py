@@ -54,7 +54,10 @@ def tiny(
             fix=did_you_mean(family, FAMILIES),
         )
     tokenizer = {"clip": _clip_tokens, "siglip": _siglip_tokens, "blip": _blip_tokens}[family]()
-    vision = {**_tower(vision_layers, vision_width, heads), "image_size": _IMAGE}
+    vision: dict[str, Any] = {
+        **_tower(vision_layers, vision_width, heads),
+        "image_size": _IMAGE,
+    }
     vision["patch_size"] = _PATCH
     text = {
         **_tower(text_layers, text_width, heads),

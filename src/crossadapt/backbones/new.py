@@ -180,13 +180,13 @@ def _text(described: Architecture, tokenizer: Any) -> dict[str, Any]:
 
 
 def _preprocess(described: Architecture, size: int) -> ImagePreprocess:
-    return ImagePreprocess(
-        mean=tuple(described.image.get("mean", CLIP_MEAN)),
-        std=tuple(described.image.get("std", CLIP_STD)),
-        # BLIP's own preparation squeezes a picture into the square, CLIP's cuts one out.
-        **({"resize": (size, size)} if described.family == "blip"
-           else {"shortest_edge": size, "crop": (size, size)}),
-    )  # fmt: skip
+    mean = tuple(described.image.get("mean", CLIP_MEAN))
+    std = tuple(described.image.get("std", CLIP_STD))
+    square = (size, size)
+    # BLIP's own preparation squeezes a picture into the square, CLIP's cuts one out.
+    if described.family == "blip":
+        return ImagePreprocess(mean, std, resize=square)
+    return ImagePreprocess(mean, std, shortest_edge=size, crop=square)
 
 
 def _check_keys(given: Any, known: set[str], where: str) -> None:

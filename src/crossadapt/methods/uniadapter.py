@@ -166,9 +166,10 @@ def plan(backbone: Backbone, config: UniAdapterConfig) -> Plan:
         if site.tower == "fusion":
             # A norm behind a zero start would have huge gradients; its own gain is zero instead.
             up = up_projection(config.r, site.width, _STD)
-            module: nn.Module = CrossModalBranch(part, up, textual[site.layer], config.scale)
+            cross = CrossModalBranch(part, up, textual[site.layer], config.scale)
             if not released:
-                nn.init.zeros_(module.norm.weight)
+                nn.init.zeros_(cross.norm.weight)
+            module: nn.Module = cross
         else:
             up = up_projection(config.r, site.width, std)
             module = Branch(part, up, config.scale)
