@@ -41,6 +41,8 @@ $(STAMP_DEMO): $(STAMP_VENV) pyproject.toml
 
 $(STAMP_DEV): $(STAMP_VENV) pyproject.toml
 	$(PIP) install $(PIP_ARGS) -q -c constraints.txt -e ".[dev]"
+	@# Alone, because it would bring a torchvision that does not fit this torch.
+	$(PIP) install $(PIP_ARGS) -q -c constraints.txt --no-deps open_clip_torch
 	@touch $(STAMP_DEMO) $@
 
 demo: $(STAMP_DEMO)
@@ -55,9 +57,10 @@ check: $(STAMP_DEV)
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 	$(BIN)/python scripts/check_imports.py
 	$(BIN)/python scripts/check_docs.py
+	$(BIN)/python scripts/results_pages.py
 
 bench: $(STAMP_DEV)
-	@for script in $(or $(SCRIPTS),$(wildcard bench/*.py)); do \
+	@for script in $(or $(SCRIPTS),$(filter-out bench/_%,$(wildcard bench/*.py))); do \
 	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 clean:

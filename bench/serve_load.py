@@ -2,10 +2,16 @@
 
 A collection of rendered pictures with the frozen view and two adapters is made, served by
 `crossadapt serve` in a process of its own, and asked for texts, pictures, filters, blends and both
-adapters over kept-alive connections. Prints throughput, latencies, statuses and the server's
-memory along the way; exits with 1 if anything but 200 came back or a connection was dropped.
+adapters over kept-alive connections. Before the load every request is asked once alone, and each
+answer under load is compared with that. A second, short load goes to a server whose queue is
+shorter than the number of connections, so that it has to refuse. Prints one JSON document:
+throughput, latencies, statuses, what differed, and the server's memory along the way. Exits with 1
+if, in the first load, anything but 200 came back, a connection was dropped, an answer differed or
+memory grew by more than 5 %; or, in the second, a 429 had no Retry-After or the server counted
+other refusals than the clients saw.
 
-Usage: python bench/serve_load.py [--seconds 30] [--connections 64] [--rows 2000]
+    python bench/serve_load.py [--seconds 30] [--connections 64] [--rows 2000] [--short-queue 16]
+                               [--output FILE]
 """
 
 from __future__ import annotations
@@ -14,18 +20,18 @@ import argparse
 import asyncio
 import contextlib
 import io
-import json
 import os
-import random
 import re
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections import Counter
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
+
+import _record
+from _load import alone, load, refused
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange")
 SHAPES = ("rectangle", "ellipse")
@@ -72,11 +78,11 @@ def build(folder: Path, rows: int) -> None:
 
 
 @contextlib.contextmanager
-def served(folder: Path):
+def served(folder: Path, *options: str):
     """(process, port) of a running server."""
     command = [sys.executable, "-m", "crossadapt.cli.main", "serve", "load", "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--store", str(folder / "store")], stdout=subprocess.PIPE, text=True
+        [*command, "--store", str(folder / "store"), *options], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
@@ -88,7 +94,7 @@ def served(folder: Path):
         yield process, int(found[1])
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)  # a busy machine may need long to stop
 
 
 def requests(views: list[str]) -> list[bytes]:
@@ -121,52 +127,6 @@ def requests(views: list[str]) -> list[bytes]:
     return found
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes):
-    """(status, body) of one request on an open connection."""
-    writer.write(request)
-    await writer.drain()
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head, re.I)
-    body = await reader.readexactly(int(length[1])) if length else b""
-    return int(head.split(b" ", 2)[1]), body
-
-
-async def load(port: int, connections: int, seconds: float, asked: list[bytes]):
-    """Statuses, latencies and dropped connections of the whole run; answers are compared."""
-    statuses: Counter[int] = Counter()
-    latencies: list[float] = []
-    problems: Counter[str] = Counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    expected = [top(await ask(reader, writer, request)) for request in asked]
-    writer.close()
-    until = time.monotonic() + seconds
-
-    async def one(seed: int) -> None:
-        choose = random.Random(seed)
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            while time.monotonic() < until:
-                number = choose.randrange(len(asked))
-                began = time.perf_counter()
-                answer = await ask(reader, writer, asked[number])
-                latencies.append(time.perf_counter() - began)
-                statuses[answer[0]] += 1
-                if answer[0] == 200 and top(answer) != expected[number]:
-                    problems["another result than alone"] += 1
-            writer.close()
-        except (OSError, asyncio.IncompleteReadError):
-            problems["dropped connections"] += 1
-
-    await asyncio.gather(*(one(seed) for seed in range(connections)))
-    return statuses, sorted(latencies), problems
-
-
-def top(answer: tuple[int, bytes]) -> list[tuple[str, float]]:
-    """Ids and rounded cosines of an answer."""
-    hits = json.loads(answer[1]).get("hits", [])
-    return [(hit["id"], round(hit["cosine"], 4)) for hit in hits]
-
-
 def memory(pid: int) -> float:
     """Resident megabytes of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -179,38 +139,65 @@ def sample(pid: int, sizes: list[float], stop: threading.Event) -> None:
         sizes.append(memory(pid))
 
 
+def under_load(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[dict]]:
+    """The long load with the usual queue, and the answers given alone."""
+    asked = requests(["frozen", "a", "b"])
+    with served(folder) as (process, port):
+        expected = asyncio.run(alone(port, asked))
+        asyncio.run(load(port, options.connections, 3, asked, expected))  # warm
+        sizes = [memory(process.pid)]
+        stop = threading.Event()
+        watch = threading.Thread(target=sample, args=(process.pid, sizes, stop))
+        watch.start()
+        seen = asyncio.run(load(port, options.connections, options.seconds, asked, expected))
+        stop.set()
+        watch.join()
+        sizes.append(memory(process.pid))
+    shown = [sizes[round(n * (len(sizes) - 1) / 6)] for n in range(7)]
+    found = seen.to_dict(options.seconds)
+    found["memory_mb"] = [round(size, 1) for size in shown]
+    found["memory_growth"] = round(sizes[-1] / sizes[0] - 1, 4)
+    return found, expected
+
+
+def refusing(folder: Path, options: argparse.Namespace, expected: list[dict]) -> dict[str, Any]:
+    """A short load on a server that has to refuse."""
+    asked = requests(["frozen", "a", "b"])
+    with served(folder, "--queue", str(options.short_queue)) as (_, port):
+        seen = asyncio.run(load(port, options.connections, 5, asked, expected))
+        counted = asyncio.run(refused(port))
+    return {**seen.to_dict(5), "queue": options.short_queue, "refused_by_the_server": int(counted)}
+
+
 def main() -> int:
     """Build, serve, ask, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--short-queue", type=int, default=16)
+    _record.output_option(parser)
     options = parser.parse_args()
+    machine = _record.machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(folder, options.rows)
-        with served(folder) as (process, port):
-            asked = requests(["frozen", "a", "b"])
-            asyncio.run(load(port, options.connections, 3, asked))  # warm
-            sizes = [memory(process.pid)]
-            stop = threading.Event()
-            watch = threading.Thread(target=sample, args=(process.pid, sizes, stop))
-            watch.start()
-            found = asyncio.run(load(port, options.connections, options.seconds, asked))
-            stop.set()
-            watch.join()
-            sizes.append(memory(process.pid))
-    statuses, latencies, problems = found
-    count = len(latencies)
-    print(f"{options.connections} connections, {options.seconds:g} s, {options.rows} rows")
-    print(f"answers      {count}  ({count / options.seconds:.0f} per second)")
-    for share in (50, 95, 99):
-        print(f"p{share}          {latencies[min(count - 1, count * share // 100)] * 1000:.0f} ms")
-    print("statuses    ", ", ".join(f"{s}: {n}" for s, n in sorted(statuses.items())))
-    print("problems    ", ", ".join(f"{n} {what}" for what, n in problems.items()) or "none")
-    shown = [sizes[round(n * (len(sizes) - 1) / 6)] for n in range(7)]
-    print("memory      ", " ".join(f"{size:.0f}" for size in shown), "MB, from start to end")
-    return 0 if set(statuses) == {200} and not problems else 1
+        first, expected = under_load(folder, options)
+        second = refusing(folder, options, expected)
+    document = {
+        "connections": options.connections,
+        "seconds": options.seconds,
+        "rows": options.rows,
+        "load": first,
+        "short_queue": second,
+        "machine": machine,
+    }
+    _record.finish(document, options.output)
+    clean = all(not one["dropped_connections"] and not one["other_results_than_alone"]
+                and not one["refusals_without_retry_after"] for one in (first, second))  # fmt: skip
+    told = second["statuses"].get("429", 0) == second["refused_by_the_server"]
+    right = set(first["statuses"]) == {"200"} and set(second["statuses"]) <= {"200", "429"}
+    return 0 if clean and told and right and first["memory_growth"] <= 0.05 else 1
 
 
 if __name__ == "__main__":

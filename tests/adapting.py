@@ -7,17 +7,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossadapt.adapters.adapter import AttachedAdapter
-from crossadapt.adapters.attach import install
+from crossadapt.adapters.attach import active, install
 from crossadapt.adapters.companion import pair_scores
 from crossadapt.adapters.plan import Prompts
 from crossadapt.adapters.validate import check_plan
+from crossadapt.backbones import tiny
 from crossadapt.backbones.blip import BlipBackbone
+from crossadapt.backbones.fused import FusedBackbone
 from crossadapt.layers.prompts import PromptBank
 from crossadapt.methods.cross_modal_adapter import CrossModalAdapterConfig
 
 CMA = CrossModalAdapterConfig(r=4, d_s=6)
 WEIGHT = "text_model.final_layer_norm.weight"
 TEXTS = ["a red door", "two green birds on a boat", "the small white house"]
+
+
+def small(family: str, *, seed: int = 0, weights: bool = True, **shape: int):
+    """A tiny backbone of a family; ``fuse`` is a CLIP and a SigLIP as one."""
+    if family != "fuse":
+        return tiny(family, seed=seed, weights=weights, **shape)
+    members = [
+        tiny(f, seed=seed + i, weights=weights, **shape) for i, f in enumerate(("clip", "siglip"))
+    ]
+    return FusedBackbone(members, source="tiny:clip+tiny:siglip")
 
 
 def batch(backbone, seed: int = 0):
@@ -48,6 +60,12 @@ def loss(backbone) -> Tensor:
     if backbone.logit_bias is not None:
         signs = 2 * torch.eye(len(logits)) - 1
         total = total - functional.logsigmoid(signs * (logits + backbone.logit_bias)).mean()
+    adapter = active(backbone)
+    if adapter is not None and adapter.join is not None:
+        # A fusion's matching head is not part of the embedding; its vectors are in front.
+        size = adapter.join.config.output
+        judged = adapter.join.matching(image[:, :size], text[:, :size])
+        total = total - functional.logsigmoid(judged).mean()
     return total
 
 

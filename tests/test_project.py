@@ -92,6 +92,26 @@ def test_what_is_pinned_satisfies_what_is_asked(repo: Path) -> None:
     assert "torchvision" not in {pin.name for pin in pinned} | set(asked)
 
 
+def test_a_fresh_environment_gets_open_clip_but_no_torchvision(repo: Path) -> None:
+    """open_clip_torch asks for torchvision, so nothing that is resolved may ask for it."""
+    from packaging.requirements import Requirement
+
+    extras = tomllib.loads((repo / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    names, todo = set(), ["dev"]
+    while todo:
+        for asked in map(Requirement, extras[todo.pop()]):
+            todo += asked.extras if asked.name == "crossadapt" else []
+            names.add(asked.name)
+    assert "pytest" in names
+    assert not names & {"open_clip_torch", "timm", "torchvision"}
+    assert {"ftfy", "regex"} <= names
+    makefile = (repo / "Makefile").read_text()
+    assert "-c constraints.txt --no-deps open_clip_torch\n" in makefile
+    assert "open_clip_torch==" in (repo / "constraints.txt").read_text()
+
+
 def test_ci_runs_the_two_commands_of_the_readme(repo: Path) -> None:
     script = (repo / ".ci" / "run").read_text()
     assert "set -euo pipefail" in script

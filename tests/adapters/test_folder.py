@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.adapting import features, hooks, same, train
 
 from crossadapt import files
-from crossadapt.adapters.attach import attach, detach
+from crossadapt.adapters.attach import attach, detach, set_strength
 from crossadapt.adapters.folder import load_adapter, read_adapter_config, save_adapter
 from crossadapt.backbones import tiny
 from crossadapt.errors import UserError
@@ -91,6 +91,32 @@ def test_saving_twice_gives_the_same_bytes_and_keeps_other_files(folder, trained
     assert (folder / "README.md").read_text() == "# mine"
     assert (folder / "report.html").read_text() == "kept"
     assert (folder / "run.json").exists()
+
+
+def test_the_dial_is_kept(folder, trained) -> None:
+    saved = features(trained)
+    set_strength(trained, 0.25)
+    turned = features(trained)
+    save_adapter(trained, "default", folder)
+    set_strength(trained, 1.0)
+    again = tiny("clip")
+    assert load_adapter(again, folder).strength == 0.25
+    assert same(features(again), turned)
+    assert not same(turned, saved)
+    set_strength(again, 1.0)
+    assert same(features(again), saved)
+
+
+def test_folders_of_before_the_dial_was_kept_are_at_full_strength(folder, trained) -> None:
+    saved = json.loads((folder / CONFIG).read_text())
+    del saved["strength"]
+    (folder / CONFIG).write_text(json.dumps(saved))
+    tensors = load_file(folder / TENSORS)
+    header = {"adapter_config": json.dumps(saved, sort_keys=True)}
+    save_file(tensors, folder / TENSORS, metadata=header)
+    again = tiny("clip")
+    assert load_adapter(again, folder).strength == 1.0
+    assert same(features(again), features(trained))
 
 
 def test_missing_folder_file_and_empty_folder(tmp_path) -> None:
@@ -183,6 +209,8 @@ def test_non_finite_tensor(folder) -> None:
     ("changes", "reason"),
     [
         ({"format_version": 2}, "has format 2"),
+        ({"strength": 1.5}, "'strength' is 1.5"),
+        ({"strength": "half"}, "'strength' is 'half'"),
         ({"method": "cross-modal-adaptor"}, "no method 'cross-modal-adaptor'"),
         ({"config": {"r": 4, "d_s": 6, "gate": True}}, "no option 'gate'"),
         ({"config": {"r": "4"}}, "'4' is not of type int"),

@@ -201,13 +201,13 @@ class TestCompare:
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        from crossadapt.training import compare
+        from crossadapt.training import contender_runs
 
         def fail(command: list[str], stdout, **options: object):
             stdout.write("error: the loss is not a number\n")
             return subprocess.CompletedProcess(command, 1)
 
-        monkeypatch.setattr(compare.subprocess, "run", fail)
+        monkeypatch.setattr(contender_runs.subprocess, "run", fail)
         base = ["compare", "--data", str(photos), "--output", str(tmp_path), *QUICK]
         assert main([*base, "--methods", "full:lr=1e30", "--seeds", "0"]) == 1
         err = capsys.readouterr().err

@@ -8,8 +8,9 @@ from random import Random
 import numpy as np
 import pytest
 
+from crossadapt.cli.main import main
 from crossadapt.data import Ledger, Manifest, find_duplicates, read_manifest
-from crossadapt.data.clips import FACTS, MASKS, SIZES, Size, make_clips
+from crossadapt.data.clips import FACTS, MASKS, SIZES, Size, make_clips, write_events
 from crossadapt.data.clips.cast import Picture, cast
 from crossadapt.data.clips.generate import compose
 from crossadapt.data.clips.grammar import forms, noun, plural, sentence
@@ -273,3 +274,62 @@ def test_bad_requests(tmp_path) -> None:
     (tmp_path / "used" / "a.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         make_clips(tmp_path / "used", TINY)
+
+
+def test_events_name_who_and_never_what(made) -> None:
+    folder, manifest = made
+    assert main(["data", "events", str(folder), "--seed", "1"]) == 0
+    events = read_manifest(folder / "events.parquet")
+    assert events.fingerprint == write_events(folder, seed=1).fingerprint
+    assert events.split_sizes == {"train": 23, "val": 5, "test": 5}
+    told = {record["clip"]: record for record in facts(folder)}
+    words = {word for event in EVENTS for word in event.split("-")} - {"group"}
+    rows = events.table.to_pylist()
+    for row in rows:
+        record = told[row["group"]]
+        assert row["label"] == record["event"]
+        assert row["text"].split(" and ") == sorted({a["name"] for a in record["actors"]})
+        assert len(row["signals"]) == record["frames"]
+        assert {len(values) for values in row["signals"]} == {8}
+    # A text says nothing of what happens: no word of an event but in the name of a picture.
+    names = {a["name"] for record in told.values() for a in record["actors"]}
+    leaks = {w for row in rows for w in row["text"].split() if w in words}
+    assert leaks <= {word for name in names for word in name.split()}
+    assert write_events(folder, seed=1).fingerprint == events.fingerprint
+    assert write_events(folder, seed=2).fingerprint != events.fingerprint
+    assert {item in manifest.items for item in events.items} == {True}
+
+
+def test_tracks_are_the_boxes_with_noise_and_gaps(made) -> None:
+    folder, _ = made
+    told = {record["clip"]: record for record in facts(folder)}
+    for row in write_events(folder, noise=0.0, missing=0.0).table.to_pylist():
+        record = told[row["group"]]
+        found = np.array(row["signals"], dtype=float).reshape(record["frames"], 2, 4)
+        tracks = [[None if np.isnan(v[0]) else v for v in found[:, i]] for i in range(2)]
+        shown = [t for t in tracks if any(v is not None for v in t)]
+        assert len(shown) == min(2, len(record["actors"]))
+        expected = [
+            [
+                None
+                if b is None
+                else [(b[0] + b[2]) / 2, (b[1] + b[3]) / 2, b[2] - b[0], b[3] - b[1]]
+                for b in actor["boxes"]
+            ]
+            for actor in record["actors"]
+        ]
+        for track in shown:
+            boxes = [None if v is None else np.round(np.array(v) * 96, 6).tolist() for v in track]
+            assert boxes in expected
+    noisy = write_events(folder, noise=0.1, missing=0.5, seed=4).table.to_pylist()
+    values = np.concatenate([np.array(row["signals"], dtype=float)[:, :4] for row in noisy])
+    assert 0.4 < np.isnan(values[:, 0]).mean() < 0.75
+
+
+def test_bad_events(made, tmp_path) -> None:
+    folder, _ = made
+    for options in ({"noise": -1.0}, {"missing": 1.0}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            write_events(folder, **options)
+    with pytest.raises(UserError, match="make the clips first"):
+        write_events(tmp_path)

@@ -58,6 +58,13 @@ def both(manifest: Manifest) -> dict[str, list[str]]:
     return listed(manifest, "train") | listed(manifest, "val")
 
 
+def sampled(manifest: Manifest, frames: int = 12) -> dict[str, int]:
+    """Frames at one a second of each video, at most `frames`."""
+    spans = manifest_spans(manifest)
+    store = open_frames(manifest.items, zoo.tiny, key="t", frames=frames, spans=spans, cache=False)
+    return {Path(item).stem: int(store[i][1].sum()) for i, item in enumerate(manifest.items)}
+
+
 def kinds(ledger: Ledger) -> dict[str, str]:
     return {Path(entry.item).name: entry.kind for entry in ledger}
 
@@ -107,11 +114,9 @@ def test_msrvtt_in_its_three_protocols(tmp_path, film) -> None:
         ["video3", "video4", "video5"],
     ]
     assert len(full) == 12
-    store = open_frames(
-        manifest.items, zoo.tiny, key="t", frames=12, spans=manifest_spans(manifest), cache=False
-    )
     # Three seconds and a tenth: frames at seconds 0, 1, 2, 3.
-    assert [int(store[i][1].sum()) for i in range(len(store))] == [4] * 6
+    assert sampled(manifest) == {f"video{n}": 4 for n in range(6)}
+    assert (len(manifest), len(manifest.group_names)) == (10, 6)
 
 
 def test_msrvtt_test_videos_never_train(tmp_path, film) -> None:
@@ -139,6 +144,8 @@ def test_msvd_joins_words_and_refuses_code_in_its_pickle(tmp_path, film) -> None
     }
     assert listed(manifest, "val") == {"c_5_6": ["caf\u00e9"]}
     assert listed(manifest, "test") == {"d_7_8": ["so"]}
+    assert (len(manifest), len(manifest.group_names)) == (6, 4)
+    assert sampled(manifest) == dict.fromkeys(captions, 4)
     (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps({"a": [Path("x")]}))
     with pytest.raises(UserError, match="it wants to run"):
         read_manifest(tmp_path)
@@ -177,6 +184,8 @@ def test_didemo_paragraphs_and_thirty_one_seconds(tmp_path, film) -> None:
     store = open_frames(
         [str(long)], zoo.tiny, key="t", frames=64, spans=manifest_spans(manifest), cache=False
     )
+    assert (len(manifest), len(manifest.group_names)) == (4, 4)
+    assert sampled(manifest, 64)["1@N00_a"] == 4
     assert np.nanmax(store.times(0)) == 31.0
     assert int(store[0][1].sum()) == 32
 
@@ -206,11 +215,9 @@ def test_activitynet_paragraphs(tmp_path, film) -> None:
     assert kinds(ledger) == {"v_gone": "missing video", "v_odd": "broken entry"}
     spans = {Path(item).stem: span for item, span in manifest_spans(manifest).items()}
     assert spans == {"a": (0.0, 3.0), "b": (0.0, 3.0), "c": (0.0, 83.0)}
+    assert (len(manifest), len(manifest.group_names)) == (3, 3)
     # Second 3 counts: the video has 3.1 of them.
-    store = open_frames(
-        manifest.items, zoo.tiny, key="t", frames=64, spans=manifest_spans(manifest), cache=False
-    )
-    assert store[0][1].sum() == 4
+    assert sampled(manifest, 64) == {"a": 4, "b": 4, "c": 4}
 
 
 def test_lsmdc_tab_separated(tmp_path, film) -> None:
@@ -233,6 +240,8 @@ def test_lsmdc_tab_separated(tmp_path, film) -> None:
     assert listed(manifest, "val") == {clips[2]: ["A door."]}
     assert listed(manifest, "test") == {clips[3]: ["The end."]}
     assert kinds(ledger) == {"LSMDC16_annos_training.csv:4": "broken line"}
+    assert (len(manifest), len(manifest.group_names)) == (5, 4)
+    assert sampled(manifest) == dict.fromkeys(clips, 4)
     assert "LSMDC, test: 1 of 1,000 videos" in manifest.summary()
 
 
@@ -254,6 +263,8 @@ def test_vatex_divides_its_validation_file_by_lists(tmp_path, film) -> None:
     assert manifest.split_sizes == {"train": 20, "val": 20, "test": 10}
     assert listed(manifest, "test") == {ids[4]: [f"{ids[4]} {n}" for n in range(10)]}
     assert kinds(ledger) == {ids[3]: "leak"}
+    assert len(manifest.group_names) == 5
+    assert sampled(manifest) == dict.fromkeys(ids, 4)
 
 
 def test_videos_elsewhere_and_nowhere(tmp_path, film) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import fields, replace
 
 import pytest
@@ -29,10 +30,13 @@ from crossadapt.integrations.peft import (
 from crossadapt.integrations.peft.configs import PROJECTIONS
 from crossadapt.integrations.peft.methods import target_layers
 from crossadapt.integrations.peft.shadow import structural_copy
+from crossadapt.integrations.peft.view import as_backbone
 
 # The families differ in names and pooling only, which the first three methods show.
 CASES = [(method, "clip") for method in peft_method_names()]
 CASES += [(method, "siglip") for method in ("lora", "dora", "ia3")]
+if importlib.util.find_spec("open_clip") is not None:
+    CASES += [(method, "open_clip") for method in peft_method_names()]
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -115,8 +119,8 @@ def test_layer_strength_interpolates_between_base_and_tuned(backbone, config) ->
     adapter = attach(backbone, config)
     scramble(adapter)
     adapter.eval()
-    path = next(iter(target_layers(backbone.model, config)))
-    layer, base = backbone.shadow.get_submodule(path), backbone.model.get_submodule(path)
+    path, base = next(iter(target_layers(backbone, config).items()))
+    layer = backbone.shadow.get_submodule(path)
     x = torch.randn(2, 3, base.in_features)
     with torch.no_grad():
         tuned = layer(x)
@@ -150,7 +154,7 @@ def test_save_and_load_under_stable_names(backbone, config, tmp_path) -> None:
     for name in loaded.trained():
         assert "default" not in name
         assert "base_layer" not in name
-        assert name.startswith(("vision_model.encoder.", "text_model.encoder."))
+        assert name.startswith(tuple(site.path for site in backbone.sites() if site.layer >= 0))
 
 
 def test_half_precision_backbones_keep_their_dtype(backbone, config) -> None:
@@ -181,10 +185,10 @@ def test_documented_options_reach_the_registry(case) -> None:
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_targets_are_the_encoder_blocks_only(family) -> None:
     backbone = tiny(family, vision_layers=1, text_layers=2)
-    everything = target_layers(backbone.model, PeftLoraConfig(target=PROJECTIONS))
+    everything = target_layers(backbone, PeftLoraConfig(target=PROJECTIONS))
     assert len(everything) == 3 * len(PROJECTIONS)
     assert not any("head" in path for path in everything)
-    text = target_layers(backbone.model, PeftLoraConfig(towers="text"))
+    text = target_layers(backbone, PeftLoraConfig(towers="text"))
     assert len(text) == 2 * 3
     assert all(path.startswith("text_model.") for path in text)
 
@@ -287,7 +291,7 @@ def test_rank_for_budget_takes_other_layers() -> None:
         (PeftLoraConfig(target=()), "peft:lora.target"),
         (PeftLoraConfig(r=0), "peft:lora.r"),
         (PeftDoraConfig(dropout=1.0), "peft:dora.dropout"),
-        (PeftOftConfig(block_size=7), "text_model.encoder"),
+        (PeftOftConfig(block_size=7), "vision_model.encoder"),
     ],
 )
 def test_wrong_options_are_user_errors_before_anything_is_touched(config, where) -> None:
@@ -306,4 +310,4 @@ def test_unknown_methods_and_budgets_are_user_errors() -> None:
     with pytest.raises(UserError, match="budget is 0"):
         rank_for_budget(backbone, "lora", 0)
     with pytest.raises(UserError, match="no vision and text tower"):
-        target_layers(nn.Linear(2, 2), PeftLoraConfig())
+        as_backbone(nn.Linear(2, 2))

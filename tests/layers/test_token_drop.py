@@ -22,6 +22,16 @@ def test_each_picture_loses_other_tokens():
     assert len(torch.unique(kept, dim=0)) == 8
 
 
+def test_pictures_of_one_clip_lose_the_same_places():
+    torch.manual_seed(0)
+    tokens = torch.arange(65.0).expand(6, 65)[..., None]
+    kept = drop_tokens(tokens, 0.5, together=torch.tensor([0, 0, 1, 2, 2, 0]))[..., 0]
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[5])
+    assert torch.equal(kept[3], kept[4])
+    assert len(torch.unique(kept, dim=0)) == 3
+
+
 def test_gradients_reach_the_kept_tokens_only():
     torch.manual_seed(0)
     tokens = torch.randn(2, 9, 4, requires_grad=True)

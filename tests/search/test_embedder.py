@@ -160,6 +160,22 @@ def test_fingerprints_tell_everything_that_changes_a_vector(embedder, folders, t
     assert again.fingerprint("nudged") != again.fingerprint("other")
 
 
+def test_an_adapter_is_used_at_the_strength_it_was_saved_with(embedder, folders, tmp_path):
+    backbone = crossadapt.load("tiny:clip")
+    crossadapt.load_adapter(backbone, folders["first"])
+    crossadapt.set_strength(backbone, 0.5)
+    crossadapt.save_adapter(backbone, "default", tmp_path)
+    both = Embedder.open("tiny:clip", {"whole": folders["first"], "milder": tmp_path}, device="cpu",
+                         precision="fp32")  # fmt: skip
+    assert both.fingerprint("milder") != both.fingerprint("whole") == embedder.fingerprint("first")
+    tokens = backbone.tokenize(["a red door"])
+    with torch.no_grad():
+        wanted = torch.nn.functional.normalize(backbone.encode_text(tokens.ids, tokens.mask), dim=1)
+    found = both.texts(["a red door"] * 2, ["milder", "whole"])
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
 def test_threads_share_an_embedder(embedder):
     pixels = noise(embedder, 8)
     views = [("first", "copy", "lora", "frozen")[i % 4] for i in range(8)]

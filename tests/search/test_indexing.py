@@ -324,12 +324,12 @@ def test_failures_are_tried_twice_then_listed(tmp_path, monkeypatch, index):
     monkeypatch.setattr(PictureReader, "read_task", counted)
     store = tmp_path / "store"
     report = index(store, folder)
-    assert (report.rows, report.failed) == (3, 4)
+    assert (report.rows, report.failed) == (3, 5)
     assert sorted(asked) == sorted(
         [f"{i:05d}.png" for i in range(3)] + ["cut.png", "empty.png", "huge.png", "paper.jpg"] * 2
     )
     assert report.left_out == {
-        "video": 1, "truncated": 1, "empty file": 1, "too large": 1, "not a picture": 1
+        "not a video": 1, "truncated": 1, "empty file": 1, "too large": 1, "not a picture": 1
     }  # fmt: skip
     lines = [json.loads(line) for line in Path(report.ledger).read_text().splitlines()]
     reasons = {Path(line["item"]).name: line["reason"] for line in lines}
@@ -341,7 +341,7 @@ def test_failures_are_tried_twice_then_listed(tmp_path, monkeypatch, index):
     (folder / "cut.png").write_bytes(pictures.encoded(7))
     (folder / "paper.jpg").unlink()
     report = index(store, folder, ledger=store / f"{NAME}.ledger.jsonl")
-    assert set(report.left_out) == {"video", "empty file", "too large"}
+    assert set(report.left_out) == {"not a video", "empty file", "too large"}
     assert report.rows == 4
 
 
@@ -370,7 +370,7 @@ def test_a_stuck_and_a_dying_worker_are_named(tmp_path, monkeypatch, index):
         return embedder
 
     monkeypatch.setattr(Embedder, "open", classmethod(opened))
-    report = index(tmp_path / "store", folder, workers=1, timeout=0.5)
+    report = index(tmp_path / "store", folder, workers=1, timeout=1.0)
     assert report.rows == 6
     assert report.left_out == {"timed out": 1, "worker died": 1}
     names = {Path(json.loads(line)["item"]).name: json.loads(line)["reason"]

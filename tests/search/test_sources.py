@@ -179,18 +179,25 @@ def test_damage_costs_a_line(tmp_path):
     assert 1 <= len(entries) < 4
     assert contents(entries[:1]) == ids(1)
     assert ledger.summary()["damaged archive"] >= 1
+
+
+def test_videos_are_items_but_not_inside_an_archive(tmp_path):
     pictures.folder(tmp_path / "in", 1)
-    (tmp_path / "in/clip.mp4").write_bytes(b"x")
-    ledger = Ledger()
-    scan([str(tmp_path / "in")], ledger=ledger)
-    assert ledger.summary() == {"video": 1}
+    clip = tmp_path / "in/clip.mp4"
+    clip.write_bytes(b"x")
+    with tarfile.open(tmp_path / "in/more.tar", "w") as archive:
+        archive.add(clip, "0001.mp4")
+    entries = scan([str(tmp_path / "in")], ledger=(ledger := Ledger()))
+    assert [(entry.kind, entry.where) for entry in entries[:1]] == [("video", {"video": str(clip)})]
+    assert [entry.kind for entry in entries[1:]] == ["image"]
+    assert ledger.summary() == {"video in an archive": 1}
 
 
 @pytest.mark.parametrize(
     ("make", "what"),
     [
         (lambda p: p / "gone", "no such file"),
-        (lambda p: p, "no picture was found"),
+        (lambda p: p, "no picture or video was found"),
         (lambda p: (p / "x.doc").write_text("x") and p / "x.doc", "not understood"),
         (lambda p: (p / "x.parquet").write_bytes(b"PAR1") and p / "x.parquet", "cannot be read"),
     ],

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from crossadapt.errors import UserError
 from crossadapt.search.card import Card
@@ -26,23 +24,6 @@ DIM = 16
 CARD = Card("c", DIM, "tiny", attributes={"year": "int", "name": "string"})
 STORES = ["lance-folder", "lance-s3"]
 Open = Callable[[], CollectionStore]
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, str]]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
-    yield {
-        "aws_endpoint": address,
-        "aws_access_key_id": "key",
-        "aws_secret_access_key": "secret",
-        "aws_region": "us-east-1",
-        "allow_http": "true",
-    }
-    server.stop()
 
 
 @pytest.fixture(params=STORES)

@@ -57,6 +57,7 @@ def step(task, backbone, chunk=None):
         batch.inputs,
         chunk,
     )
+    task.after_step()
     return value, parts, batch
 
 

@@ -64,3 +64,12 @@ def test_sigmoid_loss_by_hand(features):
 
 def test_gather_is_the_tensor_itself_in_one_process(features):
     assert objectives.gather(features[0]) is features[0]
+
+
+def test_a_preference_is_the_loss_of_a_choice_of_two():
+    own, wrong = torch.tensor([0.2, 0.5, -0.1]), torch.tensor([0.1, 0.5, 0.3])
+    both = torch.stack([own, wrong], 1) * 20
+    wanted = F.cross_entropy(both, torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(objectives.preference(own, wrong, 20.0), wanted)
+    same = torch.tensor([0.3, -0.2])
+    assert float(objectives.preference(same, same, 20.0)) == pytest.approx(0.6931472)

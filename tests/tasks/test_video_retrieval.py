@@ -13,6 +13,7 @@ from crossadapt import backbones
 from crossadapt.adapters.attach import attach
 from crossadapt.adapters.registry import make_config
 from crossadapt.backbones.precision import choose_precision
+from crossadapt.data import read_manifest
 from crossadapt.data.clips import make_clips
 from crossadapt.data.clips.generate import Size
 from crossadapt.data.manifest import Manifest
@@ -36,7 +37,7 @@ from crossadapt.tasks.video_retrieval import (
     backwards,
 )
 from crossadapt.training import gradient_cache
-from crossadapt.training.compare import _comparison
+from crossadapt.training.compare import _comparison, _job
 from crossadapt.training.contender import measure
 from crossadapt.training.heldout import resolve_task
 from crossadapt.training.job import TrainJob
@@ -178,17 +179,23 @@ def test_reversed_negatives_see_time_and_cost_order_blind_methods_a_constant() -
     clips = Noise()
     clips.mask[:] = True
     frozen = backbones.tiny("clip")
-    gains = {}
+    orders = {}
     for name, backbone in (("mv-adapter", make(clips)[0]), ("frozen", frozen)):
-        plain, hard = (make(clips, backbone, reversed_negatives=r)[1] for r in (False, True))
-        batch = hard.collate(np.arange(5))
-        with torch.no_grad():
-            features = {n: hard.encode(backbone, n, x) for n, x in batch.inputs.items()}
-            with_wrong = hard.loss(features, batch, backbone)[0]
-            gains[name] = float(with_wrong - plain.loss(features, batch, backbone)[0])
-    # A clip and its mirror image score alike: every denominator doubles in one of two directions.
-    assert gains["frozen"] == pytest.approx(np.log(2) / 2, abs=1e-4)
-    assert abs(gains["mv-adapter"] - np.log(2) / 2) > 1e-3
+        losses = []
+        for reversed_too in (False, True):
+            # Also while patches are dropped: both directions lose the same ones.
+            options = {"reversed_negatives": reversed_too, "token_drop": 0.5}
+            task = make(clips, backbone, **options)[1]
+            batch = task.collate(np.arange(5))
+            torch.manual_seed(4)
+            with torch.no_grad():
+                features = {n: task.encode(backbone, n, x) for n, x in batch.inputs.items()}
+                value, said = task.loss(features, batch, backbone)
+            losses.append(float(value))
+        assert losses[1] - losses[0] == pytest.approx(said["order"], abs=1e-5)
+        orders[name] = said["order"]
+    assert orders["frozen"] == pytest.approx(np.log(2), abs=1e-6)
+    assert abs(orders["mv-adapter"] - np.log(2)) > 1e-5
 
 
 @pytest.mark.parametrize("pooling", HEADS)
@@ -370,6 +377,18 @@ def test_a_comparison_has_a_zero_shot_row_per_head_and_the_probe(folder, tmp_pat
     for row in comparison.rows:
         assert 0 <= row.metrics["order_probe"][0] <= 100
     assert any("order probe" in note for note in comparison.notes)
+
+
+def test_a_contender_may_bring_its_own_lesson_in_time(folder, tmp_path) -> None:
+    base = resolve_task(job(folder, tmp_path), read_manifest(folder))
+    made = _job(base, parse_contender("mv-adapter:reversed_negatives=true,pooling=mean"), 1)
+    assert made.task_options == {"pooling": "mean", "reversed_negatives": True}
+    assert made.seed == 1
+    plain = _job(base, parse_contender("cross-modal-adapter"), 1)
+    assert not plain.task_options.get("reversed_negatives")
+    photos = resolve_task(TrainJob("x"), small_run.manifest())
+    with pytest.raises(UserError, match="reversed_negatives is for videos"):
+        _job(photos, parse_contender("mv-adapter:reversed_negatives=true"), 0)
 
 
 def test_what_it_refuses(folder, tmp_path) -> None:

@@ -25,7 +25,7 @@ def made(name="bert-adam", steps=2):
     return trained, optimiser
 
 
-@pytest.mark.parametrize("name", ["bert-adam", "adamw"])
+@pytest.mark.parametrize("name", ["bert-adam", "adamw", "sgd"])
 def test_what_is_loaded_goes_on_as_what_was_saved(tmp_path, name):
     trained, optimiser = made(name)
     path = tmp_path / "last.safetensors"

@@ -26,7 +26,7 @@ def test_a_method_has_its_own_rate_unless_one_is_given():
     ("name", "value"),
     [("lr", 0), ("epochs", 0), ("warmup", 1), ("weight_decay", -1), ("clip", -1), ("chunk", 0),
      ("evaluate_every", 0), ("patience", -1), ("guard", -1), ("checkpoint_seconds", -1),
-     ("checkpoint_steps", 0), ("optimiser", "sgd"), ("captions", "two")],
+     ("checkpoint_steps", 0), ("optimiser", "lion"), ("captions", "two")],
 )  # fmt: skip
 def test_impossible_numbers_are_refused(name, value):
     with pytest.raises(UserError, match=f"{name} cannot be"):

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,29 @@ def test_another_seed_is_another_run(whole, tmp_path):
     backbone, task = small_run.prepare()
     loop_module.fit(backbone, task, small_run.recipe(), output=tmp_path, seed=1, quiet=True)
     assert not same(backbone.adapters["default"].trained(), whole[2])
+
+
+def test_strength_is_that_of_validation_and_of_the_end_not_of_training(whole, tmp_path):
+    backbone, task = small_run.prepare()
+    seen = []
+    validate, encode = task.validate, task.encode
+
+    def validating(backbone):
+        seen.append(("validation", backbone.adapters["default"].strength))
+        return validate(backbone)
+
+    def encoding(backbone, stream, inputs):
+        seen.append(("training", backbone.adapters["default"].strength))
+        return encode(backbone, stream, inputs)
+
+    task.validate, task.encode = validating, encoding
+    recipe = replace(small_run.recipe(), strength=0.5)
+    result = loop_module.fit(backbone, task, recipe, output=tmp_path, quiet=True)
+    # The first validation is of the frozen model, whose adapter is not active.
+    assert set(seen[1:]) == {("training", 1.0), ("validation", 0.5)}
+    assert backbone.adapters["default"].strength == 0.5
+    assert result.best == pytest.approx(validate(backbone))
+    assert same(backbone.adapters["default"].trained(), whole[2]) or result.best_step != 12
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

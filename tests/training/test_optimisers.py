@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from crossadapt.errors import UserError
 from crossadapt.training.config import make_recipe
-from crossadapt.training.optimisers import BertAdam, make_optimiser, multiplier
+from crossadapt.training.optimisers import BertAdam, learning_rate, make_optimiser, multiplier
 
 
 def test_schedule_values_of_the_note():
@@ -14,6 +15,44 @@ def test_schedule_values_of_the_note():
     assert multiplier(500, 1000, 0.1) == pytest.approx(0.5)
     assert multiplier(1000, 1000, 0.1) == pytest.approx(0)
     assert multiplier(0, 10, 0) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({}, [1e-5, 3.5e-3, 3.166e-3, 2.291e-3, 1.209e-3]),
+        ({"epochs": 2, "lr": 2.6e-3}, [1e-5, 2.6e-3]),
+    ],
+)
+def test_rates_by_epoch_of_maple_and_apollo(changes, rates):
+    """Base-to-novel, and the two-epoch run of the cross-data-set experiments."""
+    recipe = make_recipe("maple", **changes)
+    for epoch, rate in enumerate(rates):
+        for step in (0, 6):
+            found = learning_rate(recipe, 7 * epoch + step, per_epoch=7)
+            assert found == pytest.approx(rate, rel=2e-4)
+
+
+def test_rates_by_step_are_the_multiplier_and_keep_the_identity_of_older_runs():
+    recipe = make_recipe(lr=2e-3, epochs=10)
+    assert learning_rate(recipe, 30, per_epoch=6) == 2e-3 * multiplier(30, 60, 0.1)
+    assert "schedule" not in recipe.identity()
+    assert make_recipe("maple").identity()["schedule"] == "epochs"
+    with pytest.raises(UserError, match="use steps or epochs"):
+        make_recipe(schedule="linear")
+
+
+def test_sgd_by_hand():
+    p = Parameter(torch.ones(2, 2))
+    recipe = make_recipe("maple", lr=0.1, weight_decay=0.5)
+    optimiser = make_optimiser({"weight": p}, recipe)
+    value, moved = torch.ones(2, 2), torch.zeros(2, 2)
+    for _ in range(3):
+        p.grad = torch.full((2, 2), 2.0)
+        optimiser.step()
+        moved = 0.9 * moved + (2.0 + 0.5 * value)
+        value = value - 0.1 * moved
+    assert torch.allclose(p, value)
 
 
 def test_bert_adam_by_hand():

@@ -9,9 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from crossadapt.adapters.dial import dialled
-from crossadapt.adapters.plan import Companion, Insertion, Override, Plan, Prompts, Shadow
+from crossadapt.adapters.inside import bind_inside
+from crossadapt.adapters.joining import Joining
+from crossadapt.adapters.plan import (
+    Companion,
+    Heads,
+    Insertion,
+    Join,
+    Override,
+    Plan,
+    Prompts,
+    Shadow,
+    Stream,
+)
 from crossadapt.adapters.prompting import Prompting, prompt_hooks
 from crossadapt.adapters.tap import Tap
+from crossadapt.backbones.fused import FusedBackbone
 from crossadapt.layers.fusion import is_fusing
 
 if TYPE_CHECKING:
@@ -88,8 +101,10 @@ class AttachedAdapter(nn.Module):
         self.strength = 1.0
         self.active = False
         self.insertions = nn.ModuleDict()
+        self.inside = nn.ModuleDict()
         self.prompts = nn.ModuleDict()
         self.companion: nn.Module | None = None
+        self.join: nn.Module | None = None
         self.copies = nn.ParameterDict()
         self.tuned = nn.ParameterDict()
         # What belongs to the backbone is kept out of the module tree: a plain dict of frozen
@@ -101,6 +116,7 @@ class AttachedAdapter(nn.Module):
         self._tuners: list[nn.Module] = []
         self._sites: list[Site] = []
         self._parallel: set[str] = set()
+        self._inside: list[Heads | Stream] = []
         self._prompts: list[Prompts] = []
         self._handles: list[RemovableHandle] = []
         self._names: dict[str, nn.Parameter] = {}
@@ -109,11 +125,16 @@ class AttachedAdapter(nn.Module):
         for item in plan:
             if isinstance(item, Insertion):
                 self._insert(item, device)
+            elif isinstance(item, Heads | Stream):
+                self._work_inside(item, device)
             elif isinstance(item, Prompts):
                 self._prompt(item, device)
             elif isinstance(item, Companion):
                 self.companion = item.module.to(device=device, dtype=torch.float32)
                 self._remember((f"companion.{n}", p) for n, p in item.module.named_parameters())
+            elif isinstance(item, Join):
+                self.join = item.module.to(device=device, dtype=torch.float32)
+                self._remember((f"join.{n}", p) for n, p in item.module.named_parameters())
             elif isinstance(item, Override):
                 self._copy(item, originals[item.parameter])
             else:
@@ -127,6 +148,12 @@ class AttachedAdapter(nn.Module):
         if item.parallel:
             self._parallel.add(site.name)
         self._remember((f"{site.name}.{n}", p) for n, p in module.named_parameters())
+
+    def _work_inside(self, item: Heads | Stream, device: torch.device) -> None:
+        module = item.module.to(device=device, dtype=torch.float32)
+        self.inside[item.name.replace(".", "_")] = module
+        self._inside.append(item)
+        self._remember((f"{item.name}.{n}", p) for n, p in module.named_parameters())
 
     def _prompt(self, item: Prompts, device: torch.device) -> None:
         module = item.module.to(device=device, dtype=torch.float32)
@@ -172,6 +199,15 @@ class AttachedAdapter(nn.Module):
         """`named_trained` as a dict."""
         return dict(self._names)
 
+    def kept(self) -> dict[str, Tensor]:
+        """What a fusion must keep beside trained values: its float buffers, by file names."""
+        names = {} if self.join is None else self.join.state_dict(keep_vars=True)
+        return {
+            f"join.{name}": value
+            for name, value in names.items()
+            if not isinstance(value, nn.Parameter) and value.is_floating_point()
+        }
+
     def count(self) -> int:
         """Number of trained values; shared ones count once."""
         return sum(p.numel() for p in self._names.values())
@@ -179,13 +215,27 @@ class AttachedAdapter(nn.Module):
     @property
     def is_pure_override(self) -> bool:
         """Whether the adapter consists of trained copies alone, and so can be merged."""
-        others = self._sites or self._prompts or self.companion or self._shadow
+        others = (
+            self._sites
+            or self._inside
+            or self._prompts
+            or self.companion
+            or self.join
+            or self._shadow
+        )
         return bool(self._originals) and not others
 
     @property
     def is_pure_insertion(self) -> bool:
         """Whether the adapter consists of insertions alone, and so can share a batch."""
-        others = self._originals or self._prompts or self.companion or self._shadow
+        others = (
+            self._originals
+            or self._inside
+            or self._prompts
+            or self.companion
+            or self.join
+            or self._shadow
+        )
         return bool(self._sites) and not others
 
     def site_hooks(self) -> Iterator[tuple[str, SiteHook]]:
@@ -219,6 +269,8 @@ class AttachedAdapter(nn.Module):
                 source = modules[hook.tap.site.source]
                 self._handles.append(source.register_forward_hook(hook.tap))
             self._handles.append(modules[path].register_forward_hook(hook))
+        for item in self._inside:
+            self._handles += bind_inside(self, item, backbone)
         for item in self._prompts:
             self._handles += prompt_hooks(self, item, backbone)
         self.active = True
@@ -230,6 +282,8 @@ class AttachedAdapter(nn.Module):
         backbone.shadow = None
         dial = self._prompts and self.strength > 0.0
         backbone.prompting = Prompting(self, self._prompts) if dial else None
+        if isinstance(backbone, FusedBackbone):
+            backbone.joining = None if self.join is None else Joining(self, self.join)
         if self._shadow is not None and self.strength > 0.0:
             item, tuned = self._shadow
             item.set_strength(tuned, self.strength)
@@ -242,6 +296,8 @@ class AttachedAdapter(nn.Module):
         backbone.override_source = None
         backbone.shadow = None
         backbone.prompting = None
+        if isinstance(backbone, FusedBackbone):
+            backbone.joining = None
         self.active = False
 
     def train(self, mode: bool = True) -> AttachedAdapter:

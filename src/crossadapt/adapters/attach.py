@@ -158,6 +158,17 @@ def set_strength(backbone: Backbone, value: float, name: str | None = None) -> N
 
 
 @contextmanager
+def at_strength(backbone: Backbone, value: float, name: str) -> Iterator[Backbone]:
+    """Inside the block the adapter `name` is dialled to `value`; afterwards to what it was."""
+    before = attached(backbone, name).strength
+    set_strength(backbone, value, name)
+    try:
+        yield backbone
+    finally:
+        set_strength(backbone, before, name)
+
+
+@contextmanager
 def frozen(backbone: Backbone) -> Iterator[Backbone]:
     """Inside the block the backbone runs without adapter; afterwards the active one is back."""
     current = active(backbone)

@@ -66,6 +66,7 @@ def save_adapter(
         "method": adapter.method,
         "config": asdict(adapter.config),
         "seed": adapter.seed,
+        "strength": adapter.strength,
         "trainable": adapter.count(),
         "backbone": {
             "family": backbone.family,
@@ -75,7 +76,7 @@ def save_adapter(
     }
     tensors = {
         key: parameter.detach().to("cpu", torch.float32).contiguous()
-        for key, parameter in adapter.named_trained()
+        for key, parameter in {**adapter.trained(), **adapter.kept()}.items()
     }
     # One header entry only: safetensors writes several in random order, and equal adapters should
     # be equal files.
@@ -113,11 +114,12 @@ def load_adapter(
         raise UserError(error.what, where=where, fix=fix) from error
     check_fingerprint(backbone, saved, folder)
     adapter = build(backbone, config, name=name, seed=saved["seed"])
-    wanted = adapter.trained()
+    wanted: dict[str, torch.Tensor] = {**adapter.trained(), **adapter.kept()}
     tensors = read_tensors(folder, saved, {key: tuple(p.shape) for key, p in wanted.items()})
     with torch.no_grad():
         for key, parameter in wanted.items():
             parameter.copy_(tensors[key])
+    adapter.strength = float(saved.get("strength", 1.0))
     adapter.eval()
     return install(backbone, adapter)
 

@@ -10,9 +10,12 @@ from crossadapt.errors import UserError
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone, Tower
 
-# What precedes the blocks in every family: embedding modules, and CLIP's norm before block 0
-# (spelt so in the checkpoints).
-_STEM = ("embeddings", "pre_layrnorm", "pre_layernorm")
+# What precedes the blocks: in CLIP and SigLIP embedding modules, and CLIP's norm before block 0
+# (spelt so in the checkpoints); in open_clip single tables and filters.
+_STEM = {
+    *("embeddings", "pre_layrnorm", "pre_layernorm"),
+    *("conv1", "class_embedding", "positional_embedding", "token_embedding", "ln_pre"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ def parameter_parts(backbone: Backbone) -> Parts:
     for site in backbone.sites():
         if site.kind == "block":
             prefixes[site.path + "."] = (site.tower, site.layer)
+    if not prefixes:
+        raise UserError(
+            "this backbone has no layers of its own to train",
+            where=backbone.source,
+            fix="adapt one of its members alone, or use the method hada",
+        )
     layers: dict[tuple[Tower, int], list[str]] = {key: [] for key in prefixes.values()}
     stem: list[str] = []
     heads: list[str] = []

@@ -1,4 +1,4 @@
-"""What a method asks for: insertions, prompts, trained copies of parameters, or a tuned copy.
+"""What a method asks for: insertions, prompts, a fusion, trained copies, or a tuned copy.
 
 A method's ``plan(backbone, config)`` returns a list of these. It only describes; the engine in
 `crossadapt.adapters.attach` validates the whole list and then carries it out.
@@ -39,6 +39,42 @@ class Insertion:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Run `module` on the heads of the attention at `site`, in front of its output projection.
+
+    ``module(heads, x)`` maps all heads side by side (..., T, width) and the attention's input
+    (..., T, width) to new heads. If its attribute `wants_mass` is true it is also given
+    ``mass`` (..., heads, T): for every head and query the log of the sum of the exponentials of
+    the attention logits.
+    """
+
+    site: Site
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        """Its key: ``vision.3.heads``."""
+        return f"{self.site.tower}.{self.site.layer}.heads"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Add ``module(y)`` to the residual stream y (..., width) behind the attention at `site`.
+
+    Unlike an `Insertion`, the module sees the stream itself: the attention's output and what it
+    is added to.
+    """
+
+    site: Site
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        """Its key: ``vision.3.stream``."""
+        return f"{self.site.tower}.{self.site.layer}.stream"
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Lengthen the token sequence of one tower by `count` learned tokens.
 
@@ -64,6 +100,18 @@ class Companion:
 
     Encoding does not call it, a task does: see `crossadapt.adapters.companion` for what it may
     offer (scores of pairs, terms of the loss).
+    """
+
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Join:
+    """Encode with a trained fusion of what the members of a fused backbone see.
+
+    At most one per plan, on a `crossadapt.backbones.fused.FusedBackbone` only. For what `module`
+    must offer see `crossadapt.adapters.joining`. Its parameters under ``branches.vision`` and
+    ``branches.text`` belong to a tower, the others to both.
     """
 
     module: nn.Module
@@ -105,5 +153,5 @@ class Shadow:
     set_strength: Callable[[nn.Module, float], None]
 
 
-Plan: TypeAlias = list[Insertion | Prompts | Companion | Override | Shadow]
+Plan: TypeAlias = list[Insertion | Heads | Stream | Prompts | Companion | Join | Override | Shadow]
 """A method's whole request, in a fixed order."""

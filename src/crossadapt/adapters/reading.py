@@ -84,9 +84,14 @@ def _check_keys(saved: Mapping[str, Any], path: Path) -> None:
         if not isinstance(saved.get(key), kind):
             state = "is missing" if key not in saved else f"should be a {kind.__name__}"
             raise UserError(f"the key {key!r} {state}", where=str(path), fix=_RESTORE)
+    known = (*_KEYS, "strength")
     for key in saved:
-        if key not in _KEYS:
-            raise UserError(f"unknown key {key!r}", where=str(path), fix=did_you_mean(key, _KEYS))
+        if key not in known:
+            raise UserError(f"unknown key {key!r}", where=str(path), fix=did_you_mean(key, known))
+    strength = saved.get("strength", 1.0)  # not in folders of the first days
+    if not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        what = f"the key 'strength' is {strength!r}, not in [0, 1]"
+        raise UserError(what, where=str(path), fix=_RESTORE)
     for key in ("family", "source", "fingerprint"):
         if not isinstance(saved["backbone"].get(key), str):
             raise UserError(f"the key 'backbone.{key}' is missing", where=str(path), fix=_RESTORE)

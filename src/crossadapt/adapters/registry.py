@@ -33,20 +33,31 @@ AnyPlan = TypeVar("AnyPlan", bound=PlanFunction)
 
 @dataclass(frozen=True)
 class Method:
-    """One way to adapt: its `name`, config dataclass, `plan` function and documentation text."""
+    """One way to adapt: its `name`, config dataclass, `plan` function and documentation text.
+
+    `task` names the one task that can train it, where that is not decided by the data.
+    """
 
     name: str
     config_class: type
     plan: PlanFunction
     doc: str
+    task: str | None = None
 
 
 _METHODS: dict[str, Method] = {}
 _BY_CONFIG: dict[type, str] = {}
 
 
-def register(name: str, config_class: type) -> Callable[[AnyPlan], AnyPlan]:
+def register(
+    name: str, config_class: type, *, task: str | None = None
+) -> Callable[[AnyPlan], AnyPlan]:
     """Decorate ``plan(backbone, config) -> Plan`` with its method name and config dataclass.
+
+    Args:
+        name: the file's name with dashes.
+        config_class: a frozen dataclass of options.
+        task: the task that trains it, when only one can.
 
     Raises:
         ValueError: the name or config class is taken, or the class is not a frozen dataclass.
@@ -60,7 +71,7 @@ def register(name: str, config_class: type) -> Callable[[AnyPlan], AnyPlan]:
             raise ValueError(f"{config_class.__name__} must be a frozen dataclass")
         module = inspect.getmodule(plan)
         doc = inspect.getdoc(module) or inspect.getdoc(plan) or ""
-        _METHODS[name] = Method(name, config_class, plan, doc)
+        _METHODS[name] = Method(name, config_class, plan, doc, task)
         _BY_CONFIG[config_class] = name
         return plan
 

@@ -11,7 +11,17 @@ import torch
 from torch import nn
 
 from crossadapt.adapters.parts import parameter_tower
-from crossadapt.adapters.plan import Companion, Insertion, Override, Plan, Prompts, Shadow
+from crossadapt.adapters.plan import (
+    Companion,
+    Heads,
+    Insertion,
+    Join,
+    Override,
+    Plan,
+    Prompts,
+    Shadow,
+    Stream,
+)
 from crossadapt.adapters.registry import method_of
 from crossadapt.adapters.validate import check_plan
 
@@ -114,12 +124,17 @@ def _rows(backbone: Backbone, plan: Plan) -> list[_Row]:
         if isinstance(item, Insertion):
             parameters = {id(p): p for p in item.module.parameters()}
             rows.append(_Row(item.site.name, item.site.tower, parameters))
+        elif isinstance(item, Heads | Stream):
+            parameters = {id(p): p for p in item.module.parameters()}
+            rows.append(_Row(item.name, item.site.tower, parameters))
         elif isinstance(item, Prompts):
             parameters = {id(p): p for p in item.module.parameters()}
             rows.append(_Row(f"{item.tower}.prompts", item.tower, parameters))
         elif isinstance(item, Companion):
             parameters = {id(p): p for p in item.module.parameters()}
             rows.append(_Row("companion", "shared", parameters))
+        elif isinstance(item, Join):
+            rows += _join_rows(item)
         elif isinstance(item, Override):
             original = originals[item.parameter]
             tower = parameter_tower(backbone, item.parameter)
@@ -127,6 +142,16 @@ def _rows(backbone: Backbone, plan: Plan) -> list[_Row]:
         else:
             rows += _shadow_rows(backbone, item)
     return rows
+
+
+def _join_rows(item: Join) -> list[_Row]:
+    """One row per tower's branch of a fusion, and one for what belongs to both."""
+    found: dict[str, dict[int, nn.Parameter]] = {"vision": {}, "text": {}, "shared": {}}
+    for name, parameter in item.module.named_parameters():
+        first, _, rest = name.partition(".")
+        tower = rest.partition(".")[0] if first == "branches" else "shared"
+        found[tower][id(parameter)] = parameter
+    return [_Row(f"{tower}.join", tower, p) for tower, p in found.items() if p]
 
 
 def _shadow_rows(backbone: Backbone, item: Shadow) -> list[_Row]:

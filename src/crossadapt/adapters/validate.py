@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from crossadapt.adapters.plan import Companion, Insertion, Override, Prompts, Shadow
+from crossadapt.adapters.inside import check_inside
+from crossadapt.adapters.joining import check_join
+from crossadapt.adapters.plan import (
+    Companion,
+    Heads,
+    Insertion,
+    Join,
+    Override,
+    Prompts,
+    Shadow,
+    Stream,
+)
 from crossadapt.adapters.prompting import check_prompts
 from crossadapt.errors import UserError, did_you_mean
 
@@ -63,10 +74,18 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
     for item in plan:
         if isinstance(item, Insertion):
             key = _check_insertion(item, sites, method, backbone.source)
+        elif isinstance(item, Heads | Stream):
+            key = check_inside(backbone, item, method)
+            for name, parameter in item.module.named_parameters():
+                check_finite(parameter, f"{key}.{name}")
+            if isinstance(item, Stream):
+                _probe(item.module, key, item.site.width, item.site.width)
         elif isinstance(item, Prompts):
             key = check_prompts(backbone, item, method)
         elif isinstance(item, Companion):
             key = "a companion"
+        elif isinstance(item, Join):
+            key = check_join(backbone, item, method)
         elif isinstance(item, Override):
             key = _check_override(item, parameters, method, backbone.source)
         elif isinstance(item, Shadow):
@@ -79,7 +98,7 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
         else:
             raise UserError(
                 f"the plan of {method} contains a {type(item).__name__}",
-                fix="a plan holds Insertion, Prompts, Companion, Override and Shadow items only",
+                fix="a plan holds items of `crossadapt.adapters.plan` only: Insertion, Override, …",
             )
         if key in seen:
             raise UserError(f"the plan of {method} uses {key} twice", fix="give every target once")

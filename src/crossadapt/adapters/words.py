@@ -38,7 +38,7 @@ def word_vectors(backbone: Backbone, words: str, count: int) -> Tensor | None:
     if table.is_meta:
         return None
     backbone.tokenize([words])  # the error of a backbone without tokenizer
-    ids = backbone.tokenize.tokenizer(words, add_special_tokens=False)["input_ids"]
+    ids = backbone.tokenize.words(words)
     if len(ids) < count:
         raise UserError(
             f"{words!r} has {len(ids)} tokens, {count} are to start from them",

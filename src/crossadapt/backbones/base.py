@@ -23,7 +23,9 @@ class Site:
 
     For ``attention`` and ``mlp`` that is before the residual is added, for ``block`` after the
     whole layer, for ``embedding`` (layer -1) the token sequence before the first layer. Attention
-    modules return a tuple whose first element is the output.
+    modules return a tuple whose first element is the output. Embedding modules of text towers have
+    a `token_embedding` and a `position_embedding`, those of vision towers a `patch_embedding`,
+    each with its table as `weight`; a `class_embedding` says that a class token comes first.
 
     ``residual`` sites are for parallel insertions only: what they read is the residual stream
     behind a layer's attention, what they add joins the stream at the layer's end. In a fusion tower
@@ -105,6 +107,10 @@ class Tokens(Protocol):
 
     def make_room(self, ids: Tensor, count: int) -> Tensor:
         """Put `count` placeholders behind the first `start` tokens of every text."""
+        ...
+
+    def words(self, text: str) -> list[int]:
+        """Ids of the words alone, without start, end and padding."""
         ...
 
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from crossadapt.backbones.attention import AttentionChoice
 from crossadapt.backbones.base import Site, Tower
+from crossadapt.backbones.fingerprint import identity_of
 from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.tower_tokens import TokenFeatures
 from crossadapt.errors import UserError
 from crossadapt.layers.fusion import fusing, key_factors
 from crossadapt.layers.temporal import clips, to_clips
@@ -96,6 +98,18 @@ class BlipBackbone(HFBackbone):
         with self._running() as model:
             hidden = self._hidden(model, ids, mask)
             return model.text_proj(hidden[:, 0])
+
+    def image_tokens(self, pixels: Tensor) -> TokenFeatures:
+        """Features of pixels (B, 3, H, W) with the class token as hub; see `TokenSource`."""
+        tokens = self.encode_image_tokens(pixels)
+        everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return TokenFeatures(self.pool_tokens(tokens), tokens, everywhere)
+
+    def text_tokens(self, ids: Tensor, mask: Tensor) -> TokenFeatures:
+        """Features of texts (B, L) with the class token as hub; see `TokenSource`."""
+        with self._running() as model:
+            hidden = self._hidden(model, ids, mask)
+            return TokenFeatures(model.text_proj(hidden[:, 0]), hidden, mask.to(hidden.device))
 
     def encode_fusion(
         self,
@@ -227,6 +241,13 @@ class BlipBackbone(HFBackbone):
                 fix="choose 'auto' or 'eager'",
             )
         return super().use_attention("eager")
+
+    def identity(self) -> dict[str, Any]:
+        """Settings that shape a feature, for the fingerprint.
+
+        Three channels are fixed in BLIP, and its text tower is read at the first token.
+        """
+        return identity_of(self.model.config, leave_out=("num_channels", "eos_token_id"))
 
 
 def _tokens(model: Any, pixels: Tensor) -> Tensor:

@@ -6,12 +6,16 @@ arXiv:2103.00020.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.tower_tokens import TowerTokens
 
 
-class CLIPBackbone(HFBackbone):
+class CLIPBackbone(TowerTokens, HFBackbone):
     """A `CLIPModel`.
 
     Texts are cut to the longest real length of the batch: under causal attention nothing after
@@ -24,3 +28,14 @@ class CLIPBackbone(HFBackbone):
     def embedding_dim(self) -> int:
         """Size D of the shared feature space, after both projections."""
         return self.model.config.projection_dim
+
+    def hub_and_rest(
+        self, tower: Literal["vision", "text"], hidden: Tensor, pooled: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The class token of a picture, the end token of a text; see `TowerTokens`."""
+        if tower == "vision":
+            return pooled, hidden[:, 1:], mask[:, 1:]
+        # The end token is the last real one. It is the hub already.
+        places = torch.arange(mask.shape[1], device=mask.device)
+        last = (places * mask).amax(dim=1, keepdim=True)
+        return pooled, hidden, mask & (places != last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,10 +25,6 @@ _SHARED = (
 # Named one by one: which other keys a configuration has differs between transformers releases.
 _VISION = (*_SHARED, "image_size", "patch_size", "num_channels")
 _TEXT = (*_SHARED, "vocab_size", "max_position_embeddings", "eos_token_id")
-_KEYS = {
-    # Three channels are fixed in BLIP, and its text tower is read at the first token.
-    "blip": ((*_SHARED, "image_size", "patch_size"), _TEXT[:-1]),
-}
 
 
 class Fingerprint:
@@ -63,12 +60,10 @@ def fingerprint(backbone: HFBackbone) -> str:
             fix="load it with weights=True",
         )
     digest = hashlib.sha256()
-    vision, text = _KEYS.get(backbone.family, (_VISION, _TEXT))
     facts = {
         "family": backbone.family,
         "embedding_dim": backbone.embedding_dim,
-        "vision": _values(backbone.model.config.vision_config, vision),
-        "text": _values(backbone.model.config.text_config, text),
+        **backbone.identity(),
         "preprocess": backbone.preprocess.to_dict(),
         "tokenizer": backbone.tokenize.identity,
     }
@@ -80,5 +75,16 @@ def fingerprint(backbone: HFBackbone) -> str:
     return digest.hexdigest()
 
 
-def _values(config: Any, keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: getattr(config, key) for key in keys}
+def identity_of(config: Any, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """What shapes a feature in a Hugging Face configuration of two towers.
+
+    `leave_out` names the settings that a family does not have or does not read.
+    """
+    return {
+        "vision": _values(config.vision_config, _VISION, leave_out),
+        "text": _values(config.text_config, _TEXT, leave_out),
+    }
+
+
+def _values(config: Any, keys: tuple[str, ...], leave_out: Collection[str]) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in keys if key not in leave_out}

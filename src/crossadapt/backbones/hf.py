@@ -1,4 +1,4 @@
-"""Frozen Hugging Face encoders: what the CLIP, SigLIP and BLIP families have in common."""
+"""Frozen dual encoders: what all families have in common, read from Hugging Face models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crossadapt.backbones.attention import AttentionChoice, choose_attention
 from crossadapt.backbones.base import Site, Tower
-from crossadapt.backbones.fingerprint import Fingerprint
+from crossadapt.backbones.fingerprint import Fingerprint, identity_of
 from crossadapt.backbones.overrides import overridden
 from crossadapt.backbones.preprocess import ImagePreprocess
 from crossadapt.backbones.tokenizing import Tokens
@@ -112,7 +112,7 @@ class HFBackbone(nn.Module):
 
         def run() -> Tensor:
             with self._running() as model:
-                return pooled(model.get_image_features(pixel_values=pixels.to(self.device)))
+                return self.image_features(model, pixels.to(self.device))
 
         return run() if self.prompting is None else self.prompting.encode("vision", run)
 
@@ -126,9 +126,17 @@ class HFBackbone(nn.Module):
             room = 0 if self.prompting is None else self.prompting.room
             placed = self.tokenize.make_room(ids, room) if room else ids
             with self._running() as model:
-                return pooled(model.get_text_features(input_ids=placed.to(self.device)))
+                return self.text_features(model, placed.to(self.device))
 
         return run() if self.prompting is None else self.prompting.encode("text", run)
+
+    def image_features(self, model: Any, pixels: Tensor) -> Tensor:
+        """Features of pixels by `model` (the frozen model or the shadow); families override it."""
+        return pooled(model.get_image_features(pixel_values=pixels))
+
+    def text_features(self, model: Any, ids: Tensor) -> Tensor:
+        """Features of token ids by `model`; families override it."""
+        return pooled(model.get_text_features(input_ids=ids))
 
     def encode_frames(self, pixels: Tensor, mask: Tensor) -> Tensor:
         """Frames (B, F, 3, H, W) and mask (B, F) to features (B, F, D).
@@ -168,7 +176,8 @@ class HFBackbone(nn.Module):
     @property
     def logit_bias(self) -> Tensor | None:
         """Bias of the sigmoid loss, a scalar; None where the family has none."""
-        return self._scalar("logit_bias") if hasattr(self.model, "logit_bias") else None
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else self._scalar("logit_bias")
 
     # -- shape --------------------------------------------------------------------------------
 
@@ -216,9 +225,8 @@ class HFBackbone(nn.Module):
     def sites(self) -> list[Site]:
         """Every insertion point, vision first, then text, by layer.
 
-        Layer -1 is the embedding (the token sequence before the first layer). The output of an
-        `attention` site is a tuple whose first element is the tensor; `block` sites give a tensor
-        in transformers 5.x and a tuple in 4.57.
+        Layer -1 is the embedding (the token sequence before the first layer). `block` sites give
+        a tensor in transformers 5.x and a tuple in 4.57.
         """
         found = []
         for tower in self.towers:
@@ -279,6 +287,10 @@ class HFBackbone(nn.Module):
         Computed once and again only after the weights were written to.
         """
         return self._fingerprint.of(self)
+
+    def identity(self) -> dict[str, Any]:
+        """Settings that shape a feature, for the fingerprint."""
+        return identity_of(self.model.config)
 
     def describe(self) -> dict[str, Any]:
         """What a run record says about the backbone."""

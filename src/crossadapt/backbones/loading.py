@@ -32,13 +32,16 @@ def load(
 
             * ``pico-clip``, the demonstration model inside this package;
             * a local directory in Hugging Face layout (CLIP, SigLIP, fixed-resolution SigLIP 2,
-              BLIP for retrieval);
+              BLIP for retrieval), or in open_clip's;
             * a hub id such as ``openai/clip-vit-base-patch32``: the only source that may use the
               network, and only for that repository; files already in the cache are used offline;
-            * ``config:NAME``, the true architecture with random weights, see
-              `config_names`;
+            * ``open_clip:DIRECTORY`` or ``open_clip:HUB_ID``, a model in open_clip's layout, also
+              where the same place holds it in Hugging Face layout;
+            * ``config:NAME``, the true architecture with random weights, see `config_names`, and
+              ``config:open_clip/NAME`` for open_clip's own list;
             * ``new:FILE``, random weights and an own tokenizer as a YAML file describes;
-            * ``tiny:clip``, ``tiny:siglip`` or ``tiny:blip``, for tests.
+            * ``tiny:clip``, ``tiny:siglip``, ``tiny:open_clip`` or ``tiny:blip``, for tests;
+            * ``fuse:A+B``, two or more of these as one backbone, see `fused`.
         attention: ``eager``, ``sdpa`` or ``auto``: what `choose_attention` picks per tower. The
             result is in `backbone.attention`.
         dtype: of the frozen weights, float32 unless given (half-precision files are cast).
@@ -74,6 +77,10 @@ def _read(
     scheme, colon, rest = source.partition(":")
     if corpus is not None and scheme != "new":
         raise UserError("Only new: sources train a tokenizer from a corpus.", where=source)
+    if colon and scheme == "config" and rest.startswith("open_clip/"):
+        from crossadapt.backbones.open_clip_building import load_architecture
+
+        return load_architecture(rest.removeprefix("open_clip/"), seed=seed or 0, weights=weights)
     if colon and scheme == "config":
         from crossadapt.backbones.architectures import load_config
 
@@ -86,13 +93,35 @@ def _read(
         from crossadapt.backbones.miniature import tiny
 
         return tiny(rest, seed=seed or 0, weights=weights)
+    if colon and scheme == "fuse":
+        from crossadapt.backbones.fused import load_fused
+
+        if tokenizer is not None:
+            raise UserError(
+                "a fused backbone takes the tokenizers of its members",
+                where=source,
+                fix="leave tokenizer out",
+            )
+        return load_fused(rest, lambda name: _read(name, dtype, weights, None, None, seed))
+    packed = bool(colon) and scheme == "open_clip"
+    folder = _locate(rest, packed=True) if packed else _locate(source)
+    if packed or _is_open_clip(folder):
+        from crossadapt.backbones.open_clip_files import load_open_clip
+
+        return load_open_clip(
+            folder, source=source, dtype=dtype, weights=weights, tokenizer=tokenizer
+        )
     from crossadapt.backbones.directory import load_directory
 
-    folder = _locate(source)
     return load_directory(folder, source=source, dtype=dtype, weights=weights, tokenizer=tokenizer)
 
 
-def _locate(source: str) -> Path:
+def _is_open_clip(folder: Path) -> bool:
+    """Whether a directory holds a model in open_clip's layout and not in Hugging Face's."""
+    return (folder / "open_clip_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _locate(source: str, *, packed: bool = False) -> Path:
     if source in BUNDLED:
         folder = Path(str(files("crossadapt") / "assets" / source))
         if not folder.is_dir():
@@ -114,7 +143,7 @@ def _locate(source: str) -> Path:
     if source.count("/") == 1 and not source.startswith((".", "/", "~")) and ":" not in source:
         from crossadapt.backbones.hub import fetch
 
-        return fetch(source)
+        return fetch(source, open_clip=packed)
     if not source or "/" in source or "\\" in source:
         raise UserError(
             "The backbone directory does not exist.",
@@ -123,8 +152,8 @@ def _locate(source: str) -> Path:
         )
     from crossadapt.backbones.architectures import config_names
 
-    names = [*BUNDLED, *(f"config:{name}" for name in config_names())]
-    names += [f"tiny:{family}" for family in ("clip", "siglip", "blip")]
+    tiny_names = [f"tiny:{family}" for family in ("clip", "siglip", "open_clip", "blip")]
+    names = [*BUNDLED, *(f"config:{name}" for name in config_names()), *tiny_names]
     raise UserError(
         f"Unknown backbone {source!r}: no such directory and no such name.",
         where=source,

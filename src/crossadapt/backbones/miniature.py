@@ -12,7 +12,7 @@ from crossadapt.backbones.tokenizing import make_tokens
 from crossadapt.errors import UserError, did_you_mean
 
 _IMAGE, _PATCH = 32, 8
-_POSITIONS = {"clip": 32, "siglip": 24, "blip": 32}
+_POSITIONS = {"clip": 32, "siglip": 24, "open_clip": 32, "blip": 32}
 _CORPUS = (
     "a photo of a red door",
     "a drawing of two green birds on a blue boat",
@@ -37,7 +37,8 @@ def tiny(
     Depths and widths of the towers differ on purpose. Pictures are 32 x 32 with patches of 8.
 
     Args:
-        family: ``clip``, ``siglip`` or ``blip``.
+        family: ``clip``, ``siglip``, ``blip`` or ``open_clip`` (with CLIP's whole vocabulary of
+            49,408, so of some hundred thousand parameters).
         vision_layers: depth of the vision tower.
         text_layers: depth of the text tower.
         vision_width: hidden size of the vision tower, a multiple of `heads`.
@@ -47,11 +48,24 @@ def tiny(
         seed: of the weights; the same seed gives the same model.
         weights: False builds it without weights.
     """
-    if family not in FAMILIES:
+    if family not in _POSITIONS:
         raise UserError(
             f"Unknown family {family!r}.",
             where=f"tiny:{family}",
-            fix=did_you_mean(family, FAMILIES),
+            fix=did_you_mean(family, _POSITIONS),
+        )
+    if family == "open_clip":
+        from crossadapt.backbones.open_clip_building import tiny_open_clip
+
+        positions = {"max_position_embeddings": _POSITIONS[family]}
+        return tiny_open_clip(
+            _tower(vision_layers, vision_width, heads),
+            _tower(text_layers, text_width, heads) | positions,
+            image=_IMAGE,
+            patch=_PATCH,
+            projection_dim=projection_dim,
+            seed=seed,
+            weights=weights,
         )
     tokenizer = {"clip": _clip_tokens, "siglip": _siglip_tokens, "blip": _blip_tokens}[family]()
     vision: dict[str, Any] = {

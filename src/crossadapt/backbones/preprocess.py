@@ -25,7 +25,8 @@ class ImagePreprocess:
 
     Exactly one of `shortest_edge` (keep the aspect ratio) and `resize` ((height, width), ignore
     it) is set. `crop` is (height, width) or None; pictures smaller than the crop are padded with
-    black, as the reference does.
+    black, as the reference does. Where an odd number of rows or columns is cut, the crop starts
+    at the lower half, or with `rounded_crop` at the even one (torchvision's rounding).
     """
 
     mean: tuple[float, ...]
@@ -35,6 +36,7 @@ class ImagePreprocess:
     crop: tuple[int, int] | None = None
     resample: int = int(Image.Resampling.BICUBIC)
     rescale: float = 1 / 255
+    rounded_crop: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,7 +56,7 @@ class ImagePreprocess:
         image = _rgb(image)
         image = image.resize(self._target(image.size), resample=self.resample)
         if self.crop is not None:
-            image = _centre_crop(image, self.crop)
+            image = _centre_crop(image, self.crop, self.rounded_crop)
         # A fresh array: Pillow's buffer is read-only, which torch refuses to wrap quietly.
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
@@ -150,6 +152,8 @@ class ImagePreprocess:
         }
         if self.crop is not None:
             config["crop_size"] = {"height": self.crop[0], "width": self.crop[1]}
+        if self.rounded_crop:
+            config["rounded_crop"] = True
         return config
 
 
@@ -171,11 +175,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _centre_crop(image: Image.Image, size: tuple[int, int], rounded: bool) -> Image.Image:
     """Crop around the centre; Pillow fills what lies outside with black.
 
     The offset rounds down when cropping and the padding rounds up, which is the same floor.
     """
     height, width = size
-    top, left = (image.height - height) // 2, (image.width - width) // 2
+    spare = image.height - height, image.width - width
+    top, left = (round(n / 2) if rounded else n // 2 for n in spare)
     return image.crop((left, top, left + width, top + height))

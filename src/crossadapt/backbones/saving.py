@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.open_clip import OpenClipBackbone
+from crossadapt.backbones.open_clip_files import save_open_clip
 from crossadapt.backbones.quiet import no_progress_bars
 from crossadapt.errors import UserError
 
@@ -26,6 +28,8 @@ _PROCESSORS = {
 
 def save_backbone(backbone: HFBackbone, folder: str | Path, dtype: str = "float16") -> Path:
     """Save model, tokenizer and image processor so that any Hugging Face tool loads them.
+
+    An open_clip backbone is saved in open_clip's own layout instead, which open_clip loads.
 
     Written: ``config.json``, ``model.safetensors``, ``tokenizer.json``,
     ``tokenizer_config.json``, ``preprocessor_config.json``. Everything is written beside `folder`
@@ -46,6 +50,12 @@ def save_backbone(backbone: HFBackbone, folder: str | Path, dtype: str = "float1
         UserError: no weights or tokenizer to save, a weight outside the dtype's range, an
             unwritable or full disk.
     """
+    if backbone.family == "fuse":
+        raise UserError(
+            "A fused backbone is not saved as one.",
+            where=backbone.source,
+            fix="keep the folders of its members, and save the adapter",
+        )
     folder = Path(folder).expanduser()
     state = _cast(backbone, dtype)
     tokenizer = getattr(backbone.tokenize, "tokenizer", None)
@@ -91,6 +101,9 @@ def _cast(backbone: HFBackbone, dtype: str) -> dict[str, torch.Tensor]:
 
 
 def _write(backbone: HFBackbone, folder: Path, state: dict, tokenizer: Any, dtype: str) -> None:
+    if isinstance(backbone, OpenClipBackbone):
+        save_open_clip(backbone, folder, state)
+        return
     config = copy.deepcopy(backbone.model.config)
     config.dtype = dtype
     config.architectures = [type(backbone.model).__name__]

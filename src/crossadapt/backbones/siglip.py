@@ -6,12 +6,15 @@ Tschannen et al., "SigLIP 2", 2025, arXiv:2502.14786.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+from torch import Tensor
 
 from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.tower_tokens import TowerTokens
 
 
-class SiglipBackbone(HFBackbone):
+class SiglipBackbone(TowerTokens, HFBackbone):
     """A `SiglipModel`; SigLIP 2 checkpoints of one resolution are of this class too.
 
     Texts are always padded to the maximum length: the tower attends to padding as it did in
@@ -26,3 +29,11 @@ class SiglipBackbone(HFBackbone):
     def embedding_dim(self) -> int:
         """Size D of the shared feature space: the width of the vision tower's pooling head."""
         return self.model.config.vision_config.hidden_size
+
+    def hub_and_rest(
+        self, tower: Literal["vision", "text"], hidden: Tensor, pooled: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The pooling head's vector of a picture, the last token of a text; see `TowerTokens`."""
+        if tower == "vision":
+            return pooled, hidden, mask
+        return hidden[:, -1], hidden[:, :-1], mask[:, :-1]

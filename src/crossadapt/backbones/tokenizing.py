@@ -14,7 +14,7 @@ from crossadapt.errors import UserError
 
 _PROBE = "a"
 # Case, accents (composed or not), contractions, digits, punctuation, spaces, other scripts.
-_PROBES = [
+PROBES = [
     "A red Door",
     "caf\u00e9 cafe\u0301 NA\u00cfVE \u00df \ufb01",
     "it's we'll don't e-mail foo_bar",
@@ -46,6 +46,10 @@ class Tokens:
         text that would not fit the position table loses words, its last ones; it keeps its end.
         """
         raise NotImplementedError
+
+    def words(self, text: str) -> list[int]:
+        """Ids of the words alone, without start, end and padding."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @property
     def identity(self) -> str:
@@ -90,7 +94,7 @@ class ClipTokens(Tokens):
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Texts to ids and mask (B, L), L the longest real length in the batch."""
-        return _padded(_ids(self.tokenizer, _checked(texts), self.max_length), self.pad)
+        return _padded(_ids(self.tokenizer, checked(texts), self.max_length), self.pad)
 
     def make_room(self, ids: torch.Tensor, count: int) -> torch.Tensor:
         """See `Tokens.make_room`; the placeholders are further start tokens."""
@@ -121,7 +125,7 @@ class SiglipTokens(Tokens):
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Texts to ids and an all-True mask (B, L), L always the maximum length."""
         rows = self.tokenizer(
-            _checked(texts), truncation=True, max_length=self.max_length, padding="max_length"
+            checked(texts), truncation=True, max_length=self.max_length, padding="max_length"
         )["input_ids"]
         ids = torch.tensor(rows, dtype=torch.int64)
         return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -176,7 +180,7 @@ class BlipTokens(Tokens):
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Texts to ids and mask (B, L), L the longest real length in the batch."""
-        return _padded(_ids(self.tokenizer, _checked(texts), self.max_length), self.pad)
+        return _padded(_ids(self.tokenizer, checked(texts), self.max_length), self.pad)
 
     @property
     def identity(self) -> str:
@@ -217,7 +221,17 @@ def make_tokens(tokenizer: Any, config: Any, where: str) -> Tokens:
     return ClipTokens(tokenizer, text.max_position_embeddings, text.eos_token_id, where)
 
 
-def _checked(texts: Sequence[str]) -> list[str]:
+def cut(tokens: TokenBatch) -> TokenBatch:
+    """Drop the columns that are padding in every row; ids come out as int64.
+
+    A family that reads its padding marks it as text, so nothing is cut there.
+    """
+    used = int(tokens.mask.any(dim=0).nonzero().max()) + 1
+    return TokenBatch(tokens.ids[:, :used].long(), tokens.mask[:, :used])
+
+
+def checked(texts: Sequence[str]) -> list[str]:
+    """`texts` as a list; anything but a non-empty list of strings is a `UserError`."""
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(
             f"Expected a non-empty list of texts, got {type(texts).__name__}.",
@@ -250,6 +264,6 @@ def _identity(tokenizer: Any, max_length: int) -> str:
     facts = [
         max_length,
         sorted(tokenizer.get_vocab().items()),
-        _ids(tokenizer, _PROBES, max_length),
+        _ids(tokenizer, PROBES, max_length),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

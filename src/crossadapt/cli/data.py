@@ -42,6 +42,25 @@ class ClipsOptions:
 
 
 @dataclass(frozen=True)
+class EventsOptions:
+    """Make a classification task of generated clips: frames, text and tracks to what happens.
+
+    Writes events.parquet into the folder: the text names the pictures in a clip, `signals` holds
+    what a poor tracker reports, and `label` is the event. Give the file to --data with
+    --task multimodal.
+    """
+
+    clips: Annotated[Path, tyro.conf.Positional]
+    """Folder that `crossadapt data clips` made."""
+    noise: float = 0.15
+    """Standard deviation of the tracks' errors, in shares of the frame."""
+    missing: float = 0.3
+    """Probability that a track is lost in a frame."""
+    seed: int = 0
+    """Start of every random choice."""
+
+
+@dataclass(frozen=True)
 class InspectOptions:
     """Show what a data set holds: items, texts, splits, duplicates, leakage, broken files."""
 
@@ -58,6 +77,7 @@ class InspectOptions:
 SUBCOMMANDS: dict[str, type] = {
     "openmoji": OpenmojiOptions,
     "clips": ClipsOptions,
+    "events": EventsOptions,
     "inspect": InspectOptions,
 }
 
@@ -65,9 +85,9 @@ SUBCOMMANDS: dict[str, type] = {
 def parse(args: Sequence[str]) -> Any:
     """Options of the named subcommand, or None when help was printed."""
     if not args:
-        raise UserError("data needs a subcommand", fix="openmoji, clips or inspect")
+        raise UserError("data needs a subcommand", fix="openmoji, clips, events or inspect")
     if args[0] in ("-h", "--help"):
-        print("usage: crossadapt data {openmoji,clips,inspect} [options]\n")
+        print("usage: crossadapt data {openmoji,clips,events,inspect} [options]\n")
         for name, options in SUBCOMMANDS.items():
             first = (options.__doc__ or "").splitlines()[0]
             print(f"  {name:<9} {first[0].lower()}{first[1:].rstrip('.')}")
@@ -86,6 +106,8 @@ def run(options: Any) -> int:
     """Run the chosen subcommand."""
     if isinstance(options, OpenmojiOptions):
         return _openmoji(options)
+    if isinstance(options, EventsOptions):
+        return _events(options)
     return _clips(options) if isinstance(options, ClipsOptions) else _inspect(options)
 
 
@@ -105,6 +127,17 @@ def _clips(options: ClipsOptions) -> int:
     manifest = make_clips(options.output, options.size, options.seed)
     print(manifest.summary())
     print(f"wrote {options.output}")
+    return 0
+
+
+def _events(options: EventsOptions) -> int:
+    from crossadapt.data.clips import EVENTS_MANIFEST, write_events
+
+    manifest = write_events(
+        options.clips, noise=options.noise, missing=options.missing, seed=options.seed
+    )
+    print(manifest.summary())
+    print(f"wrote {options.clips / EVENTS_MANIFEST}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``crossadapt index``: embed pictures into a collection that can be searched."""
+"""``crossadapt index``: embed pictures and clips into a collection that can be searched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crossadapt.cli.output import json_only
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Embed pictures into a collection, which `crossadapt search` and `serve` then use.
+    """Embed pictures and videos into a collection, which `crossadapt search` and `serve` then use.
 
     A second run embeds only what is new or changed; after a kill or Ctrl-C the same command goes
     on where it stopped.
@@ -49,7 +49,11 @@ class IndexOptions:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the encoders; bf16 where the hardware has it."""
     timeout: float = 60.0
-    """Seconds for one picture; then its worker is killed and the picture given up."""
+    """Seconds for one picture or clip; then its worker is killed and the item given up."""
+    frames: int | None = None
+    """Videos: most frames kept of a clip; as the adapter was trained, or 12, when unset."""
+    sampling: Literal["segments", "1fps", "head", "tail"] | None = None
+    """Videos: which frames; as the adapter was trained, or segments, when unset."""
     quiet: bool = False
     """Show no progress."""
     json: bool = False

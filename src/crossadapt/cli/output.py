@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crossadapt.evaluation.classification import ClassificationResult
     from crossadapt.evaluation.metrics import RetrievalResult
     from crossadapt.evaluation.order_probe import ProbeResult
     from crossadapt.tasks.rerank import Reranked
@@ -60,6 +61,37 @@ def order_probe(probes: Mapping[str, ProbeResult | None]) -> None:
             f"{title}own caption wins, chance 50",
             ["model", "% right"],
             rows,
+        )
+
+
+def classes(
+    before: ClassificationResult, after: ClassificationResult, split: str, found: Mapping[str, Any]
+) -> None:
+    """Print the linear probe and the trained model, and both for every subset of modalities.
+
+    `found` is the record's part ``classification``.
+    """
+    rows = []
+    for name, result in {"linear probe": before, "trained": after}.items():
+        spans = result.intervals() if len(set(result.groups)) > 1 else {}
+        values = {"accuracy": result.accuracy, "macro_f1": result.macro_f1}
+        rows.append([name, *(spans[k].format() if k in spans else f"{v:.1f}"
+                             for k, v in values.items())])  # fmt: skip
+    table(
+        f"held-out split {split!r}: {len(after):,} items, {len(after.classes)} classes",
+        ["model", "accuracy", "macro-F1"],
+        rows,
+    )
+    subsets = found["subsets"]
+    if len(subsets) > 1:
+        cells = [[n, f"{s['linear_probe']:.1f}", f"{s['trained']:.1f}"] for n, s in subsets.items()]
+        table("accuracy by modalities", ["modalities", "linear probe", "trained"], cells)
+    test = found["paired"]
+    if test is not None:
+        p = "p < 0.001" if test["p_value"] < 0.001 else f"p = {test['p_value']:.3f}"
+        print(
+            f"accuracy: {test['difference']:+.1f} points [{test['low']:+.1f}, {test['high']:+.1f}]"
+            f", paired test over {test['groups']:,} groups: {p}"
         )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from crossadapt.cli.options import changed, parse_with_method, with_recipe
-from crossadapt.cli.output import before_after, order_probe
+from crossadapt.cli.output import before_after, classes, order_probe
 from crossadapt.training.job import TrainJob
+
+if TYPE_CHECKING:
+    from crossadapt.training.run import RunResult
 
 Hidden = tyro.conf.SuppressFixed[Mapping[str, Any]]
 
@@ -59,10 +62,7 @@ def run(job: TrainJob) -> int:
     report = report_run(job, result)
     if not job.quiet:
         if result.after is not None and result.held_out is not None:
-            before = result.before.result if result.before is not None else None
-            before_after(before, result.after.result, result.held_out.name)
-            probe = result.before.probe if result.before is not None else None
-            order_probe({"zero-shot": probe, "adapted": result.after.probe})
+            _measured(result, result.held_out.name)
         share = f"{result.record['share']:.2%} of the backbone"
         print(f"{result.record['trained']:,} trained parameters, {share}")
         if result.ledger.entries:
@@ -70,3 +70,16 @@ def run(job: TrainJob) -> int:
         print(f"saved in {result.folder}")
         print(f"report:  {report}")
     return 0
+
+
+def _measured(result: RunResult, split: str) -> None:
+    """Print before and after, of retrieval or of classification."""
+    from crossadapt.training.classifying import Classified
+    from crossadapt.training.heldout import Measured
+
+    before, after = result.before, result.after
+    if isinstance(before, Classified) and isinstance(after, Classified):
+        classes(before.result, after.result, split, result.record["classification"])
+    elif isinstance(before, Measured) and isinstance(after, Measured):
+        before_after(before.result, after.result, split)
+        order_probe({"zero-shot": before.probe, "adapted": after.probe})

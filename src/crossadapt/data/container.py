@@ -41,6 +41,11 @@ def _av() -> Any:
     return av
 
 
+def require_decoder() -> None:
+    """Raise a `UserError` when PyAV is not installed, before anything is begun."""
+    _av()
+
+
 @contextmanager
 def errors() -> Iterator[None]:
     """FFmpeg's errors while reading and decoding become `Unreadable`."""

@@ -160,6 +160,22 @@ def open_frames(
     return _noted(store, ledger)
 
 
+def span_of(item: str, start: object, end: object) -> Span | None:
+    """The part of a clip that counts, in seconds; None when neither end is given.
+
+    Raises:
+        UserError: they are not numbers.
+    """
+    if start is None and end is None:
+        return None
+    try:
+        return float(str(start or 0)), WHOLE[1] if end is None else float(str(end))
+    except ValueError as error:
+        raise UserError(
+            f"start {start!r} and end {end!r} are not seconds", where=item, fix="give numbers"
+        ) from error
+
+
 def manifest_spans(manifest: Manifest) -> dict[str, Span]:
     """The spans of the items whose rows say so with the attributes ``start`` and ``end``, seconds.
 
@@ -178,14 +194,9 @@ def manifest_spans(manifest: Manifest) -> dict[str, Span]:
     columns = (manifest.table.column(name).to_pylist() for name in ("item", "start", "end"))
     spans: dict[str, Span] = {}
     for item, start, end in zip(*columns, strict=True):
-        if start is None and end is None:
+        span = span_of(item, start, end)
+        if span is None:
             continue
-        try:
-            span = (float(start or 0), WHOLE[1] if end is None else float(end))
-        except ValueError as error:
-            raise UserError(
-                f"start {start!r} and end {end!r} are not seconds", where=item, fix="give numbers"
-            ) from error
         if spans.setdefault(item, span) != span:
             raise UserError(
                 f"two parts of one file, {spans[item]} and {span}",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.evaluation import sections
 from crossadapt.evaluation.charts import CARD, WIDE, Point, scatter_chart
+from crossadapt.evaluation.failure import Failure
 from crossadapt.evaluation.html import Markup, join, page, section, table, tag
 from crossadapt.evaluation.intervals import Interval, seed_interval
 from crossadapt.evaluation.metrics import EXTRA_METRICS, METRIC_NAMES, metric_label
@@ -82,6 +83,7 @@ class Comparison:
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    failures: Sequence[Failure] = ()
 
     def __post_init__(self) -> None:
         get_protocol(self.protocol)
@@ -144,6 +146,7 @@ class Comparison:
             "config": dict(self.config),
             "versions": dict(self.versions),
             "notes": list(self.notes),
+            "failures": [asdict(failure) for failure in self.failures],
         }
 
 
@@ -189,7 +192,9 @@ def to_markdown(found: Comparison) -> str:
 def to_html(found: Comparison) -> str:
     """The whole page as text."""
     header, rows = _cells(found)
-    best = max(range(len(rows)), key=lambda i: found.rows[i].interval(found.headline).estimate)
+    best = max(
+        range(len(found.rows)), key=lambda i: found.rows[i].interval(found.headline).estimate
+    )
     body: list[list[Markup | str]] = []
     for i, row in enumerate(rows):
         cells: list[Markup | str] = []
@@ -264,6 +269,9 @@ def _cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
                 "—" if memory is None else f"{memory:,.0f} MB",
             ]
         )
+    # A method with results for other seeds has its row; the rest of it is said in the same words.
+    blank = ["—"] * (len(header) - 2)
+    rows += [[failure.method, failure.text, *blank] for failure in found.failures]
     return header, rows
 
 

@@ -168,6 +168,19 @@ def paired_test(
     return paired_tests(before, after, metrics=[metric], **options)[metric]
 
 
+def paired_means(
+    before: np.ndarray, after: np.ndarray, groups: Groups, *, metric: str, seed: int = 0
+) -> PairedTest:
+    """Compare the means of two values (Q,) of the same queries, as `paired_tests` does."""
+    [codes] = encode_groups(as_names(groups, len(before), "groups"))
+    table = _Table([(np.asarray(values, np.float64), codes) for values in (before, after)])
+    draws = table.bootstrap(2000, seed)
+    low, high = _quantiles(draws[:, 1] - draws[:, 0], 0.95)
+    p = _sign_flip((table.sums[:, 1] - table.sums[:, 0]) / len(codes), 10_000, seed)
+    was, now = float(np.mean(before)), float(np.mean(after))
+    return PairedTest(metric, was, now, now - was, low, high, p, 0.95, table.groups)
+
+
 def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
     """Mean over runs with Student's t interval; a single run has no interval.
 

@@ -74,8 +74,8 @@ class MVAdapterConfig:
     position: Literal["down-in", "down-out"] = "down-in"
     """Which channels of the down-projection the factor scales. The paper's tables say down-in."""
     position_std: float = 0.01
-    """Standard deviation of the initial position vectors of frames. Published: 0.01; about 0.5 lets
-    a short training on few clips find the order of events, see the page of the method."""
+    """Standard deviation of the initial position vectors of frames, all that tells frames apart in
+    time. Published: 0.01; larger ones give the order of events more weight at first."""
     tie_start: Literal["published", "one"] = "published"
     """'published' starts the scaling at small random values as the released code does, 'one'
     starts at 1, which is the untied adapter."""

@@ -35,7 +35,12 @@ from crossadapt.errors import UserError
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
 
-_HEADS = ("vision_proj", "text_proj", "itm_head", "visual_projection", "text_projection")
+# Of BLIP, of CLIP, of open_clip; SigLIP has none.
+_HEADS = (
+    *("vision_proj", "text_proj", "itm_head"),
+    *("visual_projection", "text_projection"),
+    *("visual.proj", "text.text_projection"),
+)
 _STD = 0.02
 
 
@@ -151,8 +156,18 @@ def up_projection(r: int, width: int, std: float) -> nn.Linear:
 
 @register("uniadapter", UniAdapterConfig)
 def plan(backbone: Backbone, config: UniAdapterConfig) -> Plan:
-    """A branch at every residual site; the shared part of a layer is one object in all towers."""
+    """A branch at every residual site; the shared part of a layer is one object in all towers.
+
+    Raises:
+        UserError: the backbone has no such sites.
+    """
     sites = [site for site in backbone.sites() if site.kind == "residual"]
+    if not sites:
+        raise UserError(
+            "uniadapter needs a backbone with layers of its own",
+            where=backbone.source,
+            fix="adapt one of its members alone, or use the method hada",
+        )
     widest = max(site.width for site in sites)
     released = config.init == "released"
     shared: dict[int, Shared] = {}
@@ -198,4 +213,5 @@ def _key_value(backbone: Backbone, config: UniAdapterConfig) -> Plan:
 
 def _trained_heads(backbone: Backbone, config: UniAdapterConfig) -> Plan:
     names = [name for name, _ in backbone.model.named_parameters()]
-    return [Override(n) for n in names if config.heads and n.partition(".")[0] in _HEADS]
+    heads = [n for n in names if any(n == h or n.startswith(f"{h}.") for h in _HEADS)]
+    return [Override(name) for name in heads] if config.heads else []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossadapt.adapters.plan import Plan, Prompts
 from crossadapt.adapters.registry import register
@@ -53,5 +53,5 @@ def plan(backbone: Backbone, config: VPTConfig) -> Plan:
 def patch_values(backbone: Backbone) -> int:
     """Numbers in one patch of a picture, 3 x side x side: what one patch filter has."""
     site = next(s for s in backbone.sites() if s.name == "vision.embedding")
-    embedding = backbone.model.get_submodule(site.path)
-    return next(p[0].numel() for p in embedding.parameters() if p.ndim == 4)
+    embedding: Any = backbone.model.get_submodule(site.path)
+    return embedding.patch_embedding.weight[0].numel()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from crossadapt.data.ledger import Ledger
 from crossadapt.data.readers.columns import ALIASES, attributes_of, resolve, texts_of
-from crossadapt.data.readers.registry import IMAGE_SUFFIXES
+from crossadapt.data.readers.registry import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from crossadapt.data.splits import canonical
 from crossadapt.errors import UserError
 from crossadapt.search.sources import SPLIT, Entry
@@ -55,6 +55,8 @@ def _members(path: Path, ledger: Ledger) -> Iterator[tuple[str, str, Any]]:
                 name, suffix = f"{folder}/{stem}" if folder else stem, f".{rest.lower()}"
                 if suffix in IMAGE_SUFFIXES:
                     yield name, suffix, (member.name, member.offset_data, member.size)
+                elif suffix in VIDEO_SUFFIXES:
+                    ledger.add(f"{path}#{member.name}", "video in an archive: unpack it first")
                 elif suffix in _TEXT_MEMBERS and member.size <= _LONGEST_TEXT:
                     content = archive.extractfile(member)
                     yield name, suffix, content.read() if content is not None else b""

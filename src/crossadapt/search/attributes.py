@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from crossadapt.data.signals import SIGNALS
 from crossadapt.errors import UserError
 from crossadapt.search.sources import Entry
 
@@ -46,6 +47,8 @@ def settle(entries: Sequence[Entry], known: Mapping[str, str]) -> dict[str, str]
     values: dict[str, list[tuple[Entry, Any]]] = {}
     for entry in entries:
         for name, value in entry.attributes.items():
+            if name == SIGNALS:
+                continue  # series of numbers: nothing a filter could compare
             if entry.loose and isinstance(value, str):
                 value = value.strip()
             if value not in (None, "") and not (isinstance(value, float) and math.isnan(value)):

@@ -40,6 +40,10 @@ _COLUMNS = (
     pa.field("thumbnail", pa.binary()),
     pa.field("added", pa.timestamp("us", tz="UTC")),
 )
+_MOMENTS = (
+    pa.field("times", pa.list_(pa.float64())),
+    pa.field("stills", pa.list_(pa.binary())),
+)
 FILTERABLE = ("item", "kind", "group", "width", "height", "bytes", "duration")
 """Columns of every collection that filters may name, beside its attributes."""
 
@@ -86,6 +90,8 @@ class Card:
     """What the embeddings were computed in."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Measured along the way: index and its recall, calibration, summary of the ledger."""
+    clips: dict[str, Any] = field(default_factory=dict)
+    """``frames`` and ``sampling`` of clips; empty as long as there are only pictures."""
     uid: str = ""
     """Given at creation: tells a collection from an earlier one of the same name."""
 
@@ -156,7 +162,12 @@ class Card:
             pa.field(vector_column(name), pa.list_(pa.float32(), self.dim))
             for name in self.view_names
         ]
-        return pa.schema([*_COLUMNS, *attributes, *vectors])
+        moments = []
+        if self.clips:
+            # The vectors of a clip's frames one after another: clips have unequal numbers of them.
+            frames = pa.list_(pa.float32())
+            moments = [*_MOMENTS, *(pa.field(frames_column(n), frames) for n in self.view_names)]
+        return pa.schema([*_COLUMNS, *moments, *attributes, *vectors])
 
     @property
     def filterable(self) -> dict[str, pa.Field]:
@@ -207,6 +218,11 @@ class Card:
 def vector_column(view: str) -> str:
     """The column that holds a view's vectors."""
     return f"vector_{_stored(view)}"
+
+
+def frames_column(view: str) -> str:
+    """The column that holds the vectors of a clip's frames in a view, (F * D,)."""
+    return f"frames_{_stored(view)}"
 
 
 def attribute_column(name: str) -> str:

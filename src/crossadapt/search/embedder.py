@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ class Embedder:
         return self._views[view]
 
     def fingerprint(self, view: str) -> str:
-        """Hex SHA-256 over backbone, method, config and tensors; equal means equal vectors.
+        """Hex SHA-256 over all that changes a vector: backbone, method, config, tensors, strength.
 
         Raises:
             UserError: there is no such view.
@@ -179,6 +179,21 @@ class Embedder:
 
         return self._encode(np.arange(len(pixels)), chosen, encode, _PICTURES)
 
+    @contextmanager
+    def alone(self, view: str) -> Iterator[HFBackbone]:
+        """The backbone with the adapter of `view` for whatever comes in, and nobody else's.
+
+        Raises:
+            UserError: there is no such view.
+        """
+        with self._lock, torch.inference_mode():
+            activate(self.backbone, None if self._adapter(view) is None else view)
+            try:
+                with self.precision.autocast():
+                    yield self.backbone
+            finally:
+                activate(self.backbone, None)
+
     def texts(self, texts: Sequence[str], views: str | Sequence[str] = FROZEN) -> np.ndarray:
         """Vectors of texts: float32 (N, D) of length one, in the order given.
 
@@ -198,17 +213,6 @@ class Embedder:
 
         order = tokens.mask.sum(dim=1).argsort(stable=True).numpy()
         return self._encode(order, chosen, encode, _TEXTS)
-
-    @contextmanager
-    def using(self, view: str) -> Iterator[HFBackbone]:
-        """The backbone with the adapter of a view active, for this thread alone meanwhile."""
-        adapter = self._adapter(view)
-        with self._lock:
-            activate(self.backbone, None if adapter is None else adapter.name)
-            try:
-                yield self.backbone
-            finally:
-                activate(self.backbone, None)
 
     def _encode(
         self,
@@ -232,7 +236,7 @@ class Embedder:
                 with mixed(self.backbone, [chosen[row] for row in rows]):
                     found[rows] = self._unit(encode, rows)
             for name, members in alone.items():
-                with self.using(name):
+                with self.alone(name):
                     for start in range(0, len(members), size):
                         rows = np.asarray(members[start : start + size])
                         found[rows] = self._unit(encode, rows)
@@ -269,15 +273,17 @@ class Embedder:
         return hashlib.sha256(f"{self.backbone.fingerprint}\0{FROZEN}".encode()).hexdigest()
 
     def _fingerprint(self, adapter: AttachedAdapter) -> str:
-        facts = {
+        facts: dict[str, Any] = {
             "backbone": self.backbone.fingerprint,
             "method": adapter.method,
             "config": dataclasses.asdict(adapter.config),
             # Untrained tensors of a method, such as random projections, follow from the seed.
             "seed": adapter.seed,
         }
+        if adapter.strength != 1:  # at 1, fingerprints are what they were before it was saved
+            facts["strength"] = adapter.strength
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, parameter in sorted(adapter.trained().items()):
+        for name, parameter in sorted({**adapter.trained(), **adapter.kept()}.items()):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             values = parameter.detach().to("cpu", torch.float32).contiguous()
             digest.update(values.numpy().tobytes())

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossadapt.data.container import require_decoder
 from crossadapt.data.decoding import MAX_PIXELS
 from crossadapt.errors import UserError
 from crossadapt.search.attributes import settle
+from crossadapt.search.clips import clip_rule
 from crossadapt.search.collection import Collection, Collections
 from crossadapt.search.item_pass import ItemPass
 from crossadapt.search.job_ledger import JobLedger
@@ -66,9 +68,13 @@ class IndexJob:
     precision: str = "auto"
     """``auto``, ``bf16`` or ``fp32``; a collection keeps the one it began with."""
     timeout: float = 60.0
-    """Seconds for one picture; then its worker is killed and the picture given up."""
+    """Seconds for one picture or clip; then its worker is killed and the item given up."""
     max_pixels: int = MAX_PIXELS
     """Pictures with more pixels are not decoded."""
+    frames: int | None = None
+    """Most frames kept of a clip: see `crossadapt.search.clips.clip_rule` for the default."""
+    sampling: str | None = None
+    """Which frames of a clip."""
     quiet: bool = False
     """Show no progress."""
 
@@ -134,7 +140,11 @@ def run_index(job: IndexJob, *, console: Console | None = None) -> IndexReport:
     embedder = open_embedder(wanted, card)
     report = IndexReport(job.collection, uri, found=len(entries))
     sources = [_absolute(path) for path in job.paths]
-    with open_target(wanted, embedder, types, sources) as collection:
+    clips: dict[str, Any] = {}
+    if any(entry.kind == "video" for entry in entries):
+        require_decoder()  # a worker could only die of it
+        clips = clip_rule(card, wanted.adapters.values(), job.frames, job.sampling).to_dict()
+    with open_target(wanted, embedder, types, sources, clips) as collection:
         report.views = {view.name: view.fingerprint for view in collection.card.views}
         known = Known(collection, collection.card.facts.get(PENDING, []))
         if not job.prune:

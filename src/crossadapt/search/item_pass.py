@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from crossadapt.data import pool
+from crossadapt.data.frame_choice import Sampling
 from crossadapt.search.archives import ParquetBytes
+from crossadapt.search.clips import MediaReader
 from crossadapt.search.job_ledger import DUPLICATE, JobLedger
 from crossadapt.search.known import Known, facts_of
 from crossadapt.search.progress import JobDisplay
 from crossadapt.search.sources import Entry
-from crossadapt.search.thumbnails import PictureReader, id_array
+from crossadapt.search.thumbnails import id_array
 from crossadapt.search.writing import Writer
 
 if TYPE_CHECKING:
@@ -127,11 +129,16 @@ class ItemPass:
         if workers is None:
             # Also for a few pictures: in this process a stuck one could not be given up.
             workers = min(8, os.cpu_count() or 1)
-        reader = PictureReader(
-            self.embedder.backbone.preprocess.pixels, id_array(self.known.complete())
+        rule = self.collection.card.clips
+        reader = MediaReader(
+            self.embedder.backbone.preprocess.pixels,
+            id_array(self.known.complete()),
+            Sampling(rule["sampling"], rule["frames"]) if rule else None,
         )
         shared = pool.Job(reader, (), None, job.max_pixels, job.timeout)
-        window = 2 * job.batch_size + 2 * workers
+        # An item on its way holds its frames: as many of them as pictures, not as many clips.
+        frames = rule["frames"] if any(entry.kind == "video" for _, entry in todo) else 1
+        window = 2 * job.batch_size // frames + 2 * workers
         for index, answer in pool.stream(shared, _tasks(todo), min(workers, len(todo)), window):
             order, entry = todo[index]
             if answer["reason"] is None:

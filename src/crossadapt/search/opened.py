@@ -149,12 +149,12 @@ class Collection:
 
         Args:
             ids: ids of items.
-            columns: stored columns; all but the vectors and the thumbnail unless given.
+            columns: stored columns; all but vectors and small pictures unless given.
         """
         names = columns or [
             name
             for name in self.card.schema.names
-            if name != "thumbnail" and not name.startswith("vector_")
+            if name not in ("thumbnail", "stills") and not name.startswith(("vector_", "frames_"))
         ]
         self._check_columns(names)
         return in_order(self._now().table, ids, names)

@@ -16,6 +16,7 @@ import numpy as np
 from crossadapt.errors import UserError
 from crossadapt.search.cache import matrix
 from crossadapt.search.card import FROZEN, attribute_column, vector_column
+from crossadapt.search.clips import find_moments
 from crossadapt.search.composing import Vectors, compose, embed, without
 from crossadapt.search.query_picture import LIMITS, Limits
 from crossadapt.search.request import Prepared, Query, check, prepare
@@ -76,7 +77,9 @@ class Hit:
     match: float | None = None
     """Match logit of the fusion tower; None unless re-ranked."""
     start: float | None = None
-    """Where in a video, in seconds; None for whole items."""
+    """Where in a video the best frame is, in seconds; None for pictures."""
+    frame: int | None = None
+    """Number of that frame among those stored of the clip."""
 
 
 @dataclass
@@ -129,6 +132,7 @@ def rank(
     ids, scores, found = _find(prepared, vector, collection, view, strength)
     views = prepared.views if calibration is not None else ()
     hits, items = _gather(collection, ids, scores, views)
+    find_moments(collection, hits, vector, view, strength)
     if not found.passing:
         notes.append(_why_empty(query, collection))
     if calibration is not None and hits:
@@ -187,6 +191,7 @@ def _compare(
     ids, scores, _ = _find(prepared, vector, collection, FROZEN, 1.0)
     views = (FROZEN,) if calibration is not None else ()
     frozen_hits, items = _gather(collection, ids, scores, views)
+    find_moments(collection, frozen_hits, vector, FROZEN, 1.0)
     asked = [hit.id for hit in [*hits, *frozen_hits]]
     ranks = frozen_ranks(collection, vector, asked, query.filter, query.like)
     for hit in [*hits, *frozen_hits]:

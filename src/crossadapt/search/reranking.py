@@ -70,7 +70,7 @@ class Reranker:
         """Match logits (N,) of one text with prepared pictures uint8 (N, 3, H, W)."""
         from crossadapt.tasks.rerank import PairMatcher
 
-        with self.embedder.using(view) as backbone:
+        with self.embedder.alone(view) as backbone:
             tokens = backbone.tokenize([text])
             matcher = PairMatcher(backbone, pixels, tokens, self.embedder.precision)
             return matcher(np.arange(len(pixels)), np.zeros(len(pixels), np.int64))

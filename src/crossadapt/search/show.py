@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from crossadapt.search.clips import still
 from crossadapt.search.query import Hit, Query, Result
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _table(title: str, hits: Sequence[Hit], *, compared: bool, name: str) -> Non
     judged = any(hit.match is not None for hit in hits)
     numbers = ["rank", *(["match"] if judged else []), "cosine", "calibrated"]
     numbers += [name] if compared else []
+    clips = any(hit.start is not None for hit in hits)
+    numbers += ["at"] if clips else []
     for column in numbers:
         grid.add_column(column, justify="right", no_wrap=True)
     # Captions come last: a script whose width the terminal counts otherwise moves nothing else.
@@ -137,6 +140,8 @@ def _table(title: str, hits: Sequence[Hit], *, compared: bool, name: str) -> Non
         match = "-" if hit.match is None else f"{hit.match:.2f}"
         cells = [str(hit.rank), *([match] if judged else []), f"{hit.cosine:.3f}", calibrated]
         cells += [frozen] if compared else []
+        if clips:
+            cells.append("" if hit.start is None else f"{hit.start:.1f} s")
         caption = hit.texts[0] if hit.texts else ""
         # Marks would become part of a path that is copied out of a pipe.
         item = Text(legible(hit.item, isolate=terminal))
@@ -157,6 +162,9 @@ def _draw(hits: Sequence[Hit], collection: Collection, protocol: Protocol) -> No
 
     table = collection.get([hit.id for hit in hits], ["id", "thumbnail"])
     stored = {row["id"]: row["thumbnail"] for row in table.to_pylist() if row["thumbnail"]}
+    for hit in hits:
+        if hit.frame is not None and (best := still(collection, hit.id, hit.frame)):
+            stored[hit.id] = best
     drawn = [
         (str(hit.rank), Image.open(io.BytesIO(stored[hit.id]))) for hit in hits if hit.id in stored
     ]

@@ -1,17 +1,19 @@
 """What an indexing job reads: folders, tables and manifests, archives, built-in data.
 
-A scan gives one `Entry` per item, in a fixed order, without opening a picture. Contents are read
-later by workers; only those of Parquet files pass through this process.
+A scan gives one `Entry` per item, in a fixed order, without opening a picture or clip. Contents are
+read later by workers; only those of Parquet files pass through this process.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crossadapt.data.frames import span_of
 from crossadapt.data.ledger import Ledger
 from crossadapt.data.manifest import is_builtin
 from crossadapt.data.readers import detect  # the package, because importing it registers all
@@ -38,8 +40,9 @@ class Entry:
 
     item: str
     """Absolute path, ``archive.tar#member``, ``file.parquet#row``, or a built-in name."""
-    where: str | list[Any]
-    """How a worker reads it: a path or built-in name, or [archive, offset, size]."""
+    where: str | list[Any] | dict[str, Any]
+    """How a worker reads it: a path or built-in name, [archive, offset, size], or
+    {"video": path}, with "span": [first, last second] where only a part counts."""
     group: str
     texts: tuple[str, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -53,6 +56,8 @@ class Entry:
     """Row in a Parquet file with the pictures inside, else -1."""
     column: str = ""
     """The column of that file that holds the pictures."""
+    kind: str = "image"
+    """``image`` or ``video``."""
 
 
 def scan(
@@ -61,7 +66,7 @@ def scan(
     """Every item of the sources, each once, in order.
 
     An item that comes twice keeps its first place; captions and attributes are taken from the
-    first source that has any. Pictures without a caption are items too.
+    first source that has any. Pictures and videos without a caption are items too.
 
     Args:
         sources: folders (walked recursively, archives inside them included), tables, manifests,
@@ -82,9 +87,9 @@ def scan(
                 known.loose, known.group = entry.loose, entry.group
     if not found:
         raise UserError(
-            "no picture was found",
+            "no picture or video was found",
             where=", ".join(sources) or "no path was given",
-            fix=ledger.render() or "name a folder with pictures, a table, or an archive",
+            fix=ledger.render() or "name a folder with pictures or videos, a table, or an archive",
         )
     return list(found.values())
 
@@ -174,6 +179,10 @@ def _rows(
             entry.texts += (text,) if text else ()
         elif (found := _entry(item, kind, group, ledger)) is not None:
             found.texts, found.attributes, found.loose = (text,) * bool(text), values, loose
+            span = span_of(item, values.get("start"), values.get("end"))
+            if isinstance(found.where, dict) and span is not None:
+                # JSON has no infinity: an open end stays open.
+                found.where["span"] = [span[0], span[1] if math.isfinite(span[1]) else None]
             merged[item] = found
     yield from merged.values()
 
@@ -192,9 +201,6 @@ def _entry(item: str, kind: str, group: str, ledger: Ledger) -> Entry | None:
         shown = item.encode("utf-8", "backslashreplace").decode()
         ledger.add(shown, "bad file name: it is not valid UTF-8, rename it")
         return None
-    if kind == "video":
-        ledger.add(item, "video: only pictures are embedded, take frames out of it first")
-        return None
     if is_builtin(item):
         return Entry(item, item, group)
     try:
@@ -202,4 +208,5 @@ def _entry(item: str, kind: str, group: str, ledger: Ledger) -> Entry | None:
     except OSError as error:
         ledger.add(item, f"cannot open: {error.strerror or error}")
         return None
-    return Entry(item, item, group, size=facts.st_size, modified=facts.st_mtime)
+    where: Any = {"video": item} if kind == "video" else item
+    return Entry(item, where, group, size=facts.st_size, modified=facts.st_mtime, kind=kind)

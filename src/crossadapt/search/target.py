@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crossadapt.adapters.reading import read_adapter_config
 from crossadapt.errors import UserError
@@ -130,12 +131,17 @@ def _same_backbone(wanted: Wanted, card: Card, embedder: Embedder) -> None:
 
 
 def open_target(
-    wanted: Wanted, embedder: Embedder, types: Mapping[str, str], sources: Sequence[str]
+    wanted: Wanted,
+    embedder: Embedder,
+    types: Mapping[str, str],
+    sources: Sequence[str],
+    clips: Mapping[str, Any] | None = None,
 ) -> Collection:
     """The collection, open for writing, with a column for every view and attribute.
 
     A view whose adapter is another than before is emptied; new and emptied views are noted on the
     card as pending until every row has them, so that a killed job leaves no hole unnoticed.
+    With `clips`, the rule by which clips are looked at, there are columns for their frames too.
     """
     home = Collections(wanted.store)
     names = [FROZEN] if wanted.frozen else []
@@ -150,11 +156,14 @@ def open_target(
             attributes=dict(types),
             precision=embedder.precision.name,
             facts={"sources": list(sources)},
+            clips=dict(clips or {}),
         )
         return home.create(card)
     collection = home.open(wanted.name, write=True)
     try:
         _extend(collection, views, dict(types), bool(wanted.adapters))
+        if clips and not collection.card.clips:
+            collection.update_card(clips=dict(clips))
     except BaseException:
         collection.close()
         raise

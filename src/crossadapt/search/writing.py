@@ -1,16 +1,17 @@
-"""From decoded pictures to rows: batches for the model, chunks for the store."""
+"""From decoded pictures and clips to rows: batches for the model, chunks for the store."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from crossadapt.search.card import attribute_column, vector_column
+from crossadapt.search.card import attribute_column, frames_column, vector_column
+from crossadapt.search.clips import clip_vectors, split_film
 from crossadapt.search.collection import Collection
 from crossadapt.search.embedder import Embedder
 from crossadapt.search.sources import Entry
@@ -50,9 +51,9 @@ class Writer:
     def add(
         self, entry: Entry, answer: Mapping[str, Any], needs: tuple[str, ...], new: bool
     ) -> None:
-        """Take one decoded picture that needs vectors in the views `needs`."""
+        """Take one decoded picture or clip that needs vectors in the views `needs`."""
         self._waiting.append((entry, {**answer, "new": new}, needs))
-        if len(self._waiting) >= self.batch_size:
+        if sum(_frames(waiting) for _, waiting, _ in self._waiting) >= self.batch_size:
             self.embed()
         count = len(self._new) + sum(map(len, self._more.values()))
         old = time.monotonic() - self._since > CHUNK_SECONDS
@@ -60,19 +61,33 @@ class Writer:
             self.flush()
 
     def embed(self) -> None:
-        """Run the model over the pictures that wait."""
+        """Run the model over what waits."""
         waiting, self._waiting = self._waiting, []
-        pixels = [np.frombuffer(a["pixels"], np.uint8).reshape(self.shape) for _, a, _ in waiting]
-        vectors: list[dict[str, np.ndarray]] = [{} for _ in waiting]
+        pixels = [
+            np.frombuffer(a["pixels"], np.uint8).reshape(-1, *self.shape) for _, a, _ in waiting
+        ]
+        vectors: list[dict[str, Any]] = [{} for _ in waiting]
         for view in dict.fromkeys(view for _, _, needs in waiting for view in needs):
             rows = [row for row, (_, _, needs) in enumerate(waiting) if view in needs]
-            found = self._forward(np.stack([pixels[row] for row in rows]), view)
-            for row, vector in zip(rows, found, strict=True):
+            clips = [row for row in rows if "times" in waiting[row][1]]
+            pictures = [row for row in rows if "times" not in waiting[row][1]]
+            if pictures:
+                found = self._forward(np.concatenate([pixels[row] for row in pictures]), view)
+                for row, vector in zip(pictures, found, strict=True):
+                    vectors[row][vector_column(view)] = vector
+            for row, (vector, frames) in zip(
+                clips, self._clips([pixels[row] for row in clips], view), strict=True
+            ):
                 vectors[row][vector_column(view)] = vector
+                vectors[row][frames_column(view)] = frames.ravel()
+                # The small picture of a clip is its most typical frame, by the last view.
+                vectors[row]["thumbnail"] = int(np.argmax(frames @ vector))
         for (entry, answer, needs), found in zip(waiting, vectors, strict=True):
             if answer["new"]:
-                self._new.append(_row(entry, answer) | found)
+                typical = found.pop("thumbnail", 0)
+                self._new.append(_row(entry, answer, typical) | found)
             else:
+                found.pop("thumbnail", None)
                 self._more.setdefault(needs, []).append({"id": answer["id"], **found})
             self.stored[answer["id"]] = entry
 
@@ -88,6 +103,25 @@ class Writer:
             padding = np.zeros((self.batch_size - count, *self.shape), np.uint8)
             pixels = np.concatenate([pixels, padding])
         return self.embedder.pictures(pixels, view)[:count]
+
+    def _clips(
+        self, clips: Sequence[np.ndarray], view: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The vector (D,) and the frames (f, D) of clips (f, 3, H, W) of unequal numbers f.
+
+        One by one where batches of another size give other numbers, as in `_forward`.
+        """
+        alone = self.embedder.backbone.device.type != "cpu"
+        size = 1 if alone else max(1, self.batch_size // max(map(len, clips), default=1))
+        for start in range(0, len(clips), size):
+            some = clips[start : start + size]
+            mask = np.zeros((len(some), max(map(len, some))), bool)
+            pixels = np.zeros((*mask.shape, *self.shape), np.uint8)
+            for place, clip in enumerate(some):
+                mask[place, : len(clip)], pixels[place, : len(clip)] = True, clip
+            vectors, frames = clip_vectors(self.embedder, pixels, mask, view)
+            for clip, vector, found in zip(some, vectors, frames, strict=True):
+                yield vector, found[: len(clip)]
 
     def flush(self) -> None:
         """Write what has been embedded."""
@@ -118,16 +152,31 @@ def _described(entry: Entry, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _row(entry: Entry, answer: Mapping[str, Any]) -> dict[str, Any]:
+def _frames(answer: Mapping[str, Any]) -> int:
+    return len(answer.get("times", (0,)))
+
+
+def _row(entry: Entry, answer: Mapping[str, Any], typical: int) -> dict[str, Any]:
+    """A new row without vectors; `typical` is the frame of a clip that stands for it."""
+    clip: dict[str, Any] = {"kind": "image", "duration": 0.0}
+    if "times" in answer:
+        stills = split_film(answer)
+        clip = {
+            "kind": "video",
+            "duration": answer["duration"],
+            "times": answer["times"],
+            "stills": stills,
+            "thumbnail": stills[typical],
+        }
+    else:
+        clip["thumbnail"] = answer["thumbnail"]
     return {
         **_described(entry, entry.attributes),
         "id": answer["id"],
-        "kind": "image",
+        **clip,
         "width": answer["width"],
         "height": answer["height"],
         "bytes": answer["bytes"],
-        "duration": 0.0,
-        "thumbnail": answer["thumbnail"],
         "added": datetime.now(UTC),
     }
 

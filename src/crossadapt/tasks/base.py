@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from crossadapt.errors import UserError, did_you_mean
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from crossadapt.backbones.base import Backbone
     from crossadapt.backbones.precision import Precision
+    from crossadapt.data.ledger import Ledger
     from crossadapt.data.manifest import Manifest
     from crossadapt.tasks.clips import Clips
     from crossadapt.tasks.encode import Pixels
@@ -53,6 +54,7 @@ class TaskSetup:
     """What a task may draw on. A task file offers ``make_task(setup, options) -> Task``.
 
     `options` is a mapping of plain values; `read_options` turns it into the task's dataclass.
+    `ledger` receives what the task cannot use of the data.
     """
 
     backbone: Backbone
@@ -65,6 +67,7 @@ class TaskSetup:
     objective: Literal["info-nce", "sigmoid"]
     seed: int
     precision: Precision
+    ledger: Ledger | None = None
 
 
 def read_options(config: type[Config], options: Mapping[str, Any], task: str) -> Config:
@@ -131,4 +134,17 @@ class Task(Protocol):
 
     def parameters(self) -> Mapping[str, Parameter]:
         """Trained tensors of the task's own (heads); checkpointed, never part of the adapter."""
+        ...
+
+
+@runtime_checkable
+class StatefulTask(Protocol):
+    """What a task offers in addition when it keeps state of its own: a momentum copy, a queue."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Tensors that a resumed run needs, by name; a checkpoint is read into them in place."""
+        ...
+
+    def after_step(self) -> None:
+        """Called once after every update of the trained tensors."""
         ...

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from crossadapt.errors import UserError
-from crossadapt.layers.token_drop import dropping
-from crossadapt.tasks.encode import Pixels, evaluating, need, where
+from crossadapt.tasks.encode import Pixels, evaluating, need, patch_drop, where
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
@@ -101,7 +100,11 @@ class ClipFeatures:
 
 
 def clip_features(
-    backbone: Backbone, pixels: Tensor, mask: Tensor, token_drop: float = 0.0
+    backbone: Backbone,
+    pixels: Tensor,
+    mask: Tensor,
+    token_drop: float = 0.0,
+    clips: Tensor | None = None,
 ) -> Tensor:
     """Features (B, F, D) of prepared clips uint8 (B, F, 3, H, W), with their graph.
 
@@ -109,12 +112,14 @@ def clip_features(
         backbone: with whatever adapter is active.
         pixels: normalised here.
         mask: bool (B, F).
-        token_drop: share of patch tokens dropped at random, other ones for each frame.
+        token_drop: share of patch tokens dropped at random, the same places in all frames of a
+            clip: what was dropped must not be mistaken for what moved.
+        clips: numbers (B,) from 0 of the clips these are; equal ones lose the same places.
     """
-    model = backbone.model if backbone.shadow is None else backbone.shadow
-    site = next(s for s in backbone.sites() if s.name == "vision.embedding")
     normalised = backbone.preprocess.normalise(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-    with dropping(model.get_submodule(site.path), token_drop):
+    numbers = torch.arange(len(mask)) if clips is None else clips
+    together = numbers[mask.nonzero()[:, 0].cpu()]
+    with patch_drop(backbone, token_drop, together):
         return backbone.encode_frames(normalised, mask)
 
 

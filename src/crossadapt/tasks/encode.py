@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from crossadapt.backbones.base import TokenBatch
 from crossadapt.backbones.precision import Precision, choose_precision
+from crossadapt.backbones.tokenizing import cut
 from crossadapt.errors import UserError
 from crossadapt.layers.token_drop import dropping
 
@@ -45,10 +46,30 @@ def training_features(backbone: Backbone, pixels: Tensor, token_drop: float = 0.
         pixels: normalised here.
         token_drop: share of patch tokens dropped at random, other ones for each picture.
     """
-    model = backbone.model if backbone.shadow is None else backbone.shadow
-    site = next(s for s in backbone.sites() if s.name == "vision.embedding")
-    with dropping(model.get_submodule(site.path), token_drop):
+    with patch_drop(backbone, token_drop):
         return backbone.encode_image(backbone.preprocess.normalise(pixels))
+
+
+@contextmanager
+def patch_drop(backbone: Backbone, share: float, together: Tensor | None = None) -> Iterator[None]:
+    """Inside the block the vision tower loses a `share` of its patch tokens; 0 does nothing.
+
+    Pictures with equal numbers in `together` (B,) lose the same places.
+
+    Raises:
+        UserError: the backbone has no one vision tower to drop patches in.
+    """
+    if share == 0:
+        yield
+        return
+    model = backbone.model if backbone.shadow is None else backbone.shadow
+    site = next((s for s in backbone.sites() if s.name == "vision.embedding"), None)
+    if site is None:
+        raise UserError(
+            f"{backbone.source} has no patches to drop", where="token_drop", fix="leave it out"
+        )
+    with dropping(model.get_submodule(site.path), share, together):
+        yield
 
 
 def encode_images(
@@ -110,15 +131,6 @@ def encode_texts(
     features = torch.empty_like(sorted_features)
     features[order] = sorted_features
     return features.clone()
-
-
-def cut(tokens: TokenBatch) -> TokenBatch:
-    """Drop the columns that are padding in every row; ids come out as int64.
-
-    A family that reads its padding marks it as text, so nothing is cut there.
-    """
-    used = int(tokens.mask.any(dim=0).nonzero().max()) + 1
-    return TokenBatch(tokens.ids[:, :used].long(), tokens.mask[:, :used])
 
 
 def need(count: int, what: str) -> None:

@@ -29,10 +29,10 @@ from crossadapt.adapters.attach import active
 from crossadapt.backbones.blip import BlipBackbone
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.errors import UserError
-from crossadapt.layers.token_drop import dropping
 from crossadapt.tasks import objectives
 from crossadapt.tasks.base import Batch, Features, Inputs, TaskSetup, read_options
 from crossadapt.tasks.clips import pictures_only
+from crossadapt.tasks.encode import patch_drop
 from crossadapt.tasks.momentum import FeatureQueue, MomentumCopy
 from crossadapt.tasks.retrieval import RetrievalConfig, RetrievalTask
 
@@ -107,11 +107,9 @@ class MatchingTask(RetrievalTask):
         size = min(self.matching.queue, len(self.train.texts))
         self.queue = FeatureQueue(size, backbone.embedding_dim, KEYS, backbone.device)
         self._steps = torch.zeros((), dtype=torch.int64)
-        self._followed = False
 
     def collate(self, rows: np.ndarray) -> Batch:
         """As for retrieval, with the momentum copy's streams in front."""
-        self._followed = False
         batch = super().collate(rows)
         streams = {f"{name}{SUFFIX}": batch.inputs[name] for name in ("image", "text")}
         ids, mask = batch.inputs["text"]
@@ -122,18 +120,13 @@ class MatchingTask(RetrievalTask):
         """Tokens (rows, N, width) of pictures, features (rows, D) of all other streams."""
         model = fused(backbone, "the task matching")
         if stream.endswith(SUFFIX):
-            if not self._followed:
-                self.momentum.update()
-                self._followed = True
             with self.momentum.in_place():
                 if stream.startswith("text"):
                     return model.encode_text(*inputs)
                 return model.encode_image(model.preprocess.normalise(inputs[0]))
         if stream == "text":
             return model.encode_text(*inputs)
-        module = model.model if model.shadow is None else model.shadow
-        site = next(s for s in model.sites() if s.name == "vision.embedding")
-        with dropping(module.get_submodule(site.path), self.config.token_drop):
+        with patch_drop(backbone, self.config.token_drop):
             return model.encode_image_tokens(model.preprocess.normalise(inputs[0]))
 
     def loss(
@@ -157,7 +150,6 @@ class MatchingTask(RetrievalTask):
         )  # fmt: skip
         same = objectives.same(*(batch.targets[key] for key in KEYS))
         match = self._match(model, tokens, batch, scale * images.detach() @ texts.detach().T, same)
-        self._steps += 1
         self.queue.add({"image": slow_images, "text": slow_texts}, batch.targets)
         total = contrast + self.matching.match_weight * match
         return total, {"contrast": contrast.item(), "match": match.item()}
@@ -177,6 +169,11 @@ class MatchingTask(RetrievalTask):
         with self.precision.autocast():
             found = model.match(ids[texts], mask[texts], tokens[images])
         return F.cross_entropy(found.float(), labels)
+
+    def after_step(self) -> None:
+        """Let the momentum copy follow, and count the step."""
+        self.momentum.update()
+        self._steps += 1
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside trained tensors: momentum copy, queue, steps; live."""

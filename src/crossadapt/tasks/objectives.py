@@ -7,8 +7,10 @@ that several captions of one picture are never pushed apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -42,21 +44,25 @@ def info_nce_of(
     similarity: Tensor,
     scale: Tensor | float,
     positives: Tensor | None = None,
-    wrong: Tensor | None = None,
 ) -> Tensor:
-    """`info_nce` from similarities (N, N) of pictures or clips (rows) with texts (columns).
-
-    `wrong` holds similarities (N, K) of the texts with K more pictures that no text describes:
-    further negatives of the texts.
-    """
+    """`info_nce` from similarities (N, N) of pictures or clips (rows) with texts (columns)."""
     logits = scale * similarity
     if positives is None:
         positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    to_images, image_targets = logits.T, positives.T
-    if wrong is not None:
-        to_images = torch.cat([to_images, scale * wrong], 1)
-        image_targets = torch.cat([image_targets, torch.zeros_like(wrong, dtype=torch.bool)], 1)
-    return (_spread(logits, positives) + _spread(to_images, image_targets)) / 2
+    return (_spread(logits, positives) + _spread(logits.T, positives.T)) / 2
+
+
+def preference(own: Tensor, wrong: Tensor, scale: Tensor | float) -> Tensor:
+    """Each text chooses between two: `mean_i -log sigmoid(scale * (own_i - wrong_i))`.
+
+    Args:
+        own: similarities (N,) of texts with what they describe.
+        wrong: similarities (N,) of the same texts with something else.
+        scale: factor on similarities.
+
+    Equal similarities cost log 2 and have no gradient where they are equal by construction.
+    """
+    return F.softplus(scale * (wrong - own)).mean()
 
 
 def _spread(logits: Tensor, positives: Tensor) -> Tensor:
@@ -99,6 +105,12 @@ def same(*keys: Tensor) -> Tensor:
     """Positives (N, N): rows i and j match when any of the given keys (N,) is equal."""
     matches = [key[:, None] == key[None, :] for key in keys]
     return torch.stack(matches).any(dim=0)
+
+
+def text_keys(texts: Sequence[str]) -> Tensor:
+    """A key (N,) for each text, equal for texts that differ in case or spaces only."""
+    folded = [" ".join(text.casefold().split()) for text in texts]
+    return torch.from_numpy(np.unique(folded, return_inverse=True)[1])
 
 
 def gather(x: Tensor) -> Tensor:

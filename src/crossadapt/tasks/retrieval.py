@@ -143,8 +143,7 @@ class RetrievalTask:
         # Half the memory of int64: every vocabulary fits.
         self._ids, self._mask = tokens.ids.int(), tokens.mask
         self._groups = torch.from_numpy(train.groups)
-        folded = [" ".join(text.casefold().split()) for text in train.texts]
-        self._texts = torch.from_numpy(np.unique(folded, return_inverse=True)[1])
+        self._texts = objectives.text_keys(train.texts)
         judged = companion(backbone) is not None
         self.views = SecondViews(backbone, train, self.config.view) if judged else None
         self.validation = None

@@ -60,8 +60,9 @@ class VideoRetrievalConfig:
     token_drop: float = 0.0
     """Share of patch tokens dropped at random while training: cheaper, and against over-fitting."""
     reversed_negatives: bool = False
-    """Every clip of a batch is also shown backwards, as a wrong answer to all texts. Teaches the
-    order of events to methods that see it; doubles the cost of the vision tower."""
+    """Every clip of a batch is also shown backwards, and its text has to prefer it as it is (see
+    `objectives.preference`). Teaches the order of events to methods that see it; doubles the cost
+    of the vision tower."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""
@@ -164,8 +165,6 @@ class VideoRetrievalTask:
         pixels, mask = stack_clips(self.clips, self.train.item_index[rows])
         tokens = cut(TokenBatch(self._ids[index], self._mask[index]))
         streams: dict[str, Inputs] = {"clip": (pixels, mask), "text": (tokens.ids, tokens.mask)}
-        if self.config.reversed_negatives:
-            streams["backwards"] = (backwards(pixels, mask), mask)
         return Batch(
             streams,
             {"group": self._groups[index], "text": self._texts[index], "frames": mask},
@@ -173,27 +172,40 @@ class VideoRetrievalTask:
         )
 
     def encode(self, backbone: Backbone, stream: str, inputs: Inputs) -> Tensor:
-        """Features of clips (rows, F, D) or of texts (rows, D)."""
+        """Features of texts (rows, D), or of clips (rows, F, D).
+
+        With `reversed_negatives` the clips' features are (rows, 2 F, D): as they are, then
+        backwards, both without the same patches, so that nothing but the order differs.
+        """
         if stream == "text":
             return backbone.encode_text(*inputs)
         pixels, mask = inputs
-        return clip_features(backbone, pixels, mask, self.config.token_drop)
+        drop = self.config.token_drop
+        if not self.config.reversed_negatives:
+            return clip_features(backbone, pixels, mask, drop)
+        both = torch.cat([pixels, backwards(pixels, mask)])
+        clips = torch.arange(len(mask)).repeat(2)
+        forth, back = clip_features(backbone, both, mask.repeat(2, 1), drop, clips).chunk(2)
+        return torch.cat([forth, back], 1)
 
     def loss(
         self, features: Features, batch: Batch, backbone: Backbone
     ) -> tuple[Tensor, Mapping[str, float]]:
         """The contrastive loss over the rows of all processes."""
+        reversed_too = self.config.reversed_negatives
         clips, texts = (objectives.gather(features[name]) for name in ("clip", "text"))
         targets = {name: objectives.gather(value) for name, value in batch.targets.items()}
         positives = objectives.same(targets["group"], targets["text"])
-        similarity = self.head(texts, clips, targets["frames"]).T
+        forth, back = clips.split(targets["frames"].shape[1], 1) if reversed_too else (clips, None)
+        similarity = self.head(texts, forth, targets["frames"]).T
         scale = backbone.logit_scale.exp()
-        wrong = None
-        if self.config.reversed_negatives:
-            reversed_clips = objectives.gather(features["backwards"])
-            wrong = self.head(texts, reversed_clips, targets["frames"])
         if self.objective == "info-nce":
-            return objectives.info_nce_of(similarity, scale, positives, wrong), {}
+            loss = objectives.info_nce_of(similarity, scale, positives)
+            if back is None:
+                return loss, {}
+            wrong = self.head(texts, back, targets["frames"]).diagonal()
+            order = objectives.preference(similarity.diagonal(), wrong, scale)
+            return loss + order, {"order": float(order.detach())}
         bias = backbone.logit_bias
         if bias is None:
             raise RuntimeError("the backbone lost its logit bias")

@@ -29,7 +29,8 @@ def make_card(record: Mapping[str, Any]) -> str:
         "",
     ]
     if record["after"] is not None:
-        lines += _table(record)
+        classified = record.get("classification") is not None
+        lines += _class_table(record) if classified else _table(record)
     if not scratch:
         lines += [
             "## Use",
@@ -43,6 +44,32 @@ def make_card(record: Mapping[str, Any]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _class_table(record: Mapping[str, Any]) -> list[str]:
+    """Accuracy and macro-F1 of the linear probe and the trained model, and of every subset."""
+    lines = [
+        f"## Held-out `{record['held_out']}` split, classification",
+        "",
+        f"{record['after']['items']:,} items, {record['after']['classes']} classes, chance "
+        f"{record['after']['chance']:.1f} %; 95 % bootstrap intervals.",
+        "",
+        "| model | accuracy | macro-F1 |",
+        "|---|---|---|",
+    ]
+    for label, result in (("linear probe", record["before"]), ("trained", record["after"])):
+        cells = [f"{result[key]:.1f}{_span(result, key)}" for key in ("accuracy", "macro_f1")]
+        lines.append(f"| {label} | {cells[0]} | {cells[1]} |")
+    lines += ["", "| modalities | linear probe | trained |", "|---|---|---|"]
+    for name, found in record["classification"]["subsets"].items():
+        lines.append(f"| {name} | {found['linear_probe']:.1f} | {found['trained']:.1f} |")
+    said = "The linear probe is fitted to each row's modalities; the trained model is one and the"
+    return [*lines, "", f"{said} same and goes without the others.", ""]
+
+
+def _span(result: Mapping[str, Any], key: str) -> str:
+    found = result["intervals"].get(key)
+    return "" if found is None else f" [{found['low']:.1f}, {found['high']:.1f}]"
 
 
 def _table(record: Mapping[str, Any]) -> list[str]:

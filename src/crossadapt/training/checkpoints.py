@@ -62,17 +62,16 @@ def save_checkpoint(
         progress: counters and scores.
         identity: what the run is; `load_checkpoint` refuses another.
         optimiser: its per-parameter state is stored too; a checkpoint without it cannot resume.
-        state: further tensors that a resumed run needs (a task's queue, running means).
+        state: other tensors to store, such as running statistics or a task's queue.
     """
     tensors: dict[str, Tensor] = {
         f"trained/{name}": p.detach().contiguous() for name, p in trained.items()
     }
-    for name, tensor in (state or {}).items():
-        tensors[f"state/{name}"] = tensor.detach().contiguous()
     if optimiser is not None:
         for name, p in trained.items():
             for key, value in optimiser.state.get(p, {}).items():
                 tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value).contiguous()
+    tensors |= {f"state/{n}": x.detach().contiguous() for n, x in (state or {}).items()}
     header = {
         "format": FORMAT,
         "progress": json.dumps(asdict(progress)),
@@ -89,7 +88,7 @@ def load_checkpoint(
     optimiser: Optimizer | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> Progress:
-    """Read a checkpoint into the trained tensors (optimiser, `state`); return where it stands.
+    """Read a checkpoint into trained tensors, optimiser and state; return where it stands.
 
     Raises a `UserError` when the file is damaged, when it belongs to a run with other settings
     (each difference is named), or when its tensors are not exactly the trained ones.
@@ -108,15 +107,15 @@ def load_checkpoint(
     lost = [n for n, x in (state or {}).items() if not _same_shape(tensors.get(f"state/{n}"), x)]
     if lost:
         raise UserError(
-            f"the checkpoint does not hold the state of this task: {', '.join(lost[:4])}",
+            f"the checkpoint does not hold the state of this run: {', '.join(lost[:4])}",
             where=str(path),
             fix="start again in another output folder",
         )
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(tensors[f"trained/{name}"])
-        for name, tensor in (state or {}).items():
-            tensor.copy_(tensors[f"state/{name}"])
+        for name, x in (state or {}).items():
+            x.copy_(tensors[f"state/{name}"])
     if optimiser is not None:
         _load_optimiser(tensors, trained, optimiser)
     return Progress(**json.loads(header["progress"]))

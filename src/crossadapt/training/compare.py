@@ -1,36 +1,45 @@
 """Train several methods with several seeds and put the results side by side.
 
-Each (method, seed) runs in a fresh child process (`crossadapt.training.contender`). A finished run
-is a JSON file named by the hash of everything that decides its numbers, so the same command again
-trains only what is missing, and changing anything that matters trains anew.
+Each (method, seed) is a run of its own (`crossadapt.training.contender_runs`), so the same command
+again trains only what is missing, and changing anything that matters trains anew.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crossadapt import backbones
-from crossadapt.adapters.registry import make_config
+from crossadapt.adapters.registry import get_method
 from crossadapt.data import Ledger, read_manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.comparison import Comparison, ComparisonRow, write_comparison
+from crossadapt.evaluation.failure import Failure
 from crossadapt.evaluation.intervals import metric_intervals, paired_test
 from crossadapt.evaluation.metrics import RetrievalResult
 from crossadapt.evaluation.order_probe import ORDER_PROBE, ProbeResult
 from crossadapt.evaluation.plots import require_matplotlib
-from crossadapt.files import make_folder, write_file
+from crossadapt.files import make_folder
+from crossadapt.training.classifying import MULTIMODAL_TASK
+from crossadapt.training.contender_runs import (
+    RunFailed,
+    known_failure,
+    raised,
+    result_file,
+    run_child,
+)
 from crossadapt.training.heldout import VIDEO_TASK, resolve_task, video_config
 from crossadapt.training.job import TrainJob
-from crossadapt.training.method_strings import SETTINGS, Contender, parse_contender, sized
-from crossadapt.training.run import versions
+from crossadapt.training.method_strings import (
+    SETTINGS,
+    TASK_SETTINGS,
+    Contender,
+    parse_contender,
+    sized,
+)
 
 HEADLINE = "text_to_image.r1"
 METRICS = (
@@ -44,10 +53,6 @@ METRICS = (
 )
 ZERO_SHOT = "zero-shot"
 
-# Fields of a job that do not decide its numbers.
-_CLIPS = ("frames", "sampling", "pooling")
-_FREE = ("output", "resume", "quiet", "workers", "cache", "checkpoint_seconds", "checkpoint_steps")
-
 
 def compare(
     base: TrainJob,
@@ -55,6 +60,10 @@ def compare(
     seeds: Sequence[int],
     output: Path,
     *,
+    keep_going: bool = False,
+    retry_failed: bool = False,
+    tuned: Sequence[str] | None = None,
+    leave_out: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[Comparison, dict[str, Path]]:
     """Run what is missing and write `comparison.{json,md,html,png}` into `output`.
@@ -64,10 +73,16 @@ def compare(
         methods: method strings, see `parse_contender`.
         seeds: each method is trained once with each.
         output: folder of the comparison; finished runs are kept in ``output/runs``.
+        keep_going: a setting that cannot run on the backbone, and a run that fails, become rows
+            that say so.
+        retry_failed: train what failed in an earlier call once more.
+        tuned: method strings whose learning rate is not a first guess; None says nothing of it.
+        leave_out: methods that do not take part, and why.
         say: told about progress, one line at a time.
 
     Raises:
-        UserError: anything wrong with the methods (found before anything is trained) or a run.
+        UserError: anything wrong with the methods (found before anything is trained) or, unless
+            told to keep going, with a run; no run that finished.
         KeyboardInterrupt: stopped; finished runs are kept.
     """
     require_matplotlib()
@@ -84,27 +99,84 @@ def compare(
         ledger=Ledger(),
     )
     base = resolve_task(base, manifest)
+    if base.task == MULTIMODAL_TASK:
+        raise UserError(
+            "a comparison measures retrieval, and the task multimodal classifies",
+            where="task",
+            fix="train each setting with crossadapt train; run.json holds its scores",
+        )
     backbone = backbones.load(base.backbone)
     identity = {"data": manifest.fingerprint, "backbone": backbone.fingerprint}
-    jobs = {
-        (c.label, seed): _job(base, sized(c, backbone), seed) for c in contenders for seed in seeds
-    }
+    jobs, failures = _jobs(base, contenders, backbone, seeds, keep_going=keep_going)
+    for failure in failures:
+        say(f"{failure.method}: cannot run: {failure.reason}")
     runs = make_folder(output / "runs")
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for number, (key, job) in enumerate(jobs.items(), 1):
         label, seed = key
         told = f"[{number}/{len(jobs)}] {label}, seed {seed}"
-        result = _result_file(runs, label, seed, job, identity)
+        result = result_file(runs, label, seed, job, identity)
+        earlier = None if retry_failed or not keep_going else known_failure(result)
         if result.is_file():
             found[key] = json.loads(result.read_text(encoding="utf-8"))
             say(f"{told}: finished before, kept")
+        elif earlier is not None:
+            failures.append(Failure(label, earlier, [seed]))
+            say(f"{told}: failed before: {earlier}")
+            continue
         else:
             say(f"{told}: training")
-            found[key] = _run(job, result, told)
+            try:
+                found[key] = run_child(job, result)
+            except RunFailed as failure:
+                if not keep_going:
+                    raise raised(failure, told, result) from failure
+                failures.append(Failure(label, failure.reason, [seed]))
+                say(f"{told}: failed: {failure.reason}")
+                continue
         score = RetrievalResult.from_dict(found[key]["after"]).metric(HEADLINE)
         say(f"{told}: text → image R@1 {score:.1f} in {found[key]['seconds']:,.0f} s")
+    if not found:
+        raise UserError(
+            "no run has finished, so there is nothing to compare",
+            where=str(runs),
+            fix="see the logs there; --retry-failed trains what failed once more",
+        )
     comparison = _comparison(base, contenders, seeds, found)
+    marks = {} if tuned is None else {"tuned": list(tuned), "left_out": dict(leave_out or {})}
+    comparison = replace(
+        comparison, failures=_merged(failures), config={**comparison.config, **marks}
+    )
     return comparison, write_comparison(comparison, output)
+
+
+def _jobs(
+    base: TrainJob,
+    contenders: Sequence[Contender],
+    backbone: Any,
+    seeds: Sequence[int],
+    *,
+    keep_going: bool,
+) -> tuple[dict[tuple[str, int], TrainJob], list[Failure]]:
+    """The jobs by label and seed, and the settings that cannot run at all."""
+    jobs, failures = {}, []
+    for contender in contenders:
+        try:
+            ready = sized(contender, backbone)
+            jobs |= {(ready.label, seed): _job(base, ready, seed) for seed in seeds}
+        except UserError as error:
+            if not keep_going:
+                raise
+            failures.append(Failure(contender.label, str(error).splitlines()[0], list(seeds)))
+    return jobs, failures
+
+
+def _merged(failures: Sequence[Failure]) -> list[Failure]:
+    """One entry for each setting and reason."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for failure in failures:
+        seeds.setdefault((failure.method, failure.reason), []).extend(failure.seeds)
+    return [Failure(method, said, found) for (method, said), found in seeds.items()]
 
 
 def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
@@ -115,58 +187,19 @@ def _job(base: TrainJob, contender: Contender, seed: int) -> TrainJob:
         seed=seed,
         # A method that loses to zero-shot is a result here, not a mistake to stop for.
         guard=0 if base.guard is None else base.guard,
-        **contender.settings,
+        task=get_method(contender.method).task or base.task,
+        **{k: v for k, v in contender.settings.items() if k not in TASK_SETTINGS},
     )
-    if "pooling" in contender.settings:
+    for name in ("pooling", *TASK_SETTINGS):
+        if name not in contender.settings:
+            continue
         if job.task != VIDEO_TASK:
-            raise UserError("pooling is for videos", where=contender.label, fix="leave it out")
-        job = replace(job, task_options={**job.task_options, "pooling": job.pooling})
-        video_config(job)  # refuses a pooling that does not exist
+            raise UserError(f"{name} is for videos", where=contender.label, fix="leave it out")
+        options = {**job.task_options, name: contender.settings[name]}
+        job = replace(job, task_options=options)
+        video_config(job)  # refuses a value that does not exist
     job.recipe()  # refuses impossible numbers before anything is trained
     return job
-
-
-def _result_file(
-    runs: Path, label: str, seed: int, job: TrainJob, identity: Mapping[str, str]
-) -> Path:
-    decides = {k: v for k, v in asdict(job).items() if k not in (*_FREE, "data")}
-    # Pictures have no clip settings, and a run on them is the same with or without these fields.
-    decides = {k: v for k, v in decides.items() if k not in _CLIPS or v is not None}
-    # Resolved, so that a changed default of ours is a changed run.
-    decides["recipe"] = job.recipe().identity()
-    decides["config"] = asdict(make_config(job.method, job.method_options))
-    text = json.dumps([decides, identity, versions()["crossadapt"]], sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", label).strip("-")
-    return runs / f"{slug}-s{seed}-{digest}.json"
-
-
-def _run(job: TrainJob, result: Path, told: str) -> dict[str, Any]:
-    """Train in a child process; its messages go to a log beside the result."""
-    folder = result.with_suffix("")
-    resume = (folder / "checkpoints" / "last.safetensors").exists()
-    settings = {**asdict(job), "output": str(folder), "resume": resume}
-    settings["cache"] = str(job.cache) if job.cache is not None else None
-    spec, log = result.with_suffix(".job"), result.with_suffix(".log")
-    write_file(spec, json.dumps(settings, indent=1))
-    with log.open("w", encoding="utf-8") as messages:
-        child = subprocess.run(
-            [sys.executable, "-m", "crossadapt.training.contender", str(spec), str(result)],
-            stdout=messages,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    if child.returncode == 130:
-        raise KeyboardInterrupt("finished runs are kept; the same command goes on")
-    if child.returncode != 0 or not result.is_file():
-        said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-        raise UserError(
-            f"{told} failed (code {child.returncode}):\n" + "\n".join(said[-6:]),
-            where=str(log),
-            fix="finished runs are kept; correct the cause and give the same command again",
-        )
-    return json.loads(result.read_text(encoding="utf-8"))
 
 
 def _comparison(
@@ -190,7 +223,9 @@ def _comparison(
             f"{interval.count:,} groups."
         )
     for contender in contenders:
-        parts = [found[contender.label, seed] for seed in seeds]
+        parts = [found[key] for seed in seeds if (key := (contender.label, seed)) in found]
+        if not parts:
+            continue
         results = [RetrievalResult.from_dict(part["after"]) for part in parts]
         rows.append(
             ComparisonRow(
@@ -228,6 +263,7 @@ def _comparison(
             "settings": {
                 name: getattr(base, name) for name in SETTINGS if getattr(base, name) is not None
             },
+            **({"task_options": dict(base.task_options)} if base.task_options else {}),
             "threads": first["threads"],
             "precision": first["precision"],
         },

@@ -13,16 +13,18 @@ from crossadapt.errors import UserError, did_you_mean
 class Recipe:
     """How the loop trains. Every field is a number of the run's record; nothing is hidden."""
 
-    optimiser: Literal["bert-adam", "adamw"] = "bert-adam"
-    """bert-adam: no bias correction, as in the paper; adamw: torch's."""
+    optimiser: Literal["bert-adam", "adamw", "sgd"] = "bert-adam"
+    """bert-adam: no bias correction, as in the paper; adamw: torch's; sgd: with momentum."""
     lr: float = 3e-3
     """Peak learning rate. The one number to try first: five times up and down."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """Decay of the running means of the gradient and of its square."""
+    """Decay of the running means of the gradient and of its square; sgd: the first is the
+    momentum."""
     eps: float = 1e-6
     """Added to the root of the mean square."""
     weight_decay: float = 0.2
-    """Decoupled decay of matrices; biases, gains and scalars have none."""
+    """Decoupled decay of matrices (sgd: added to the gradient); biases, gains and scalars have
+    none."""
     clip: float = 1.0
     """Largest global norm of the gradient; 0 leaves it alone."""
     batch_size: int = 128
@@ -35,6 +37,9 @@ class Recipe:
     """One random text per picture and epoch, or all of them."""
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises from 0."""
+    schedule: Literal["steps", "epochs"] = "steps"
+    """steps: warm-up, then a cosine, anew at every step. epochs: constant within an epoch, the
+    first at 1e-5, then a cosine, as CoOp and MaPLe train; `warmup` does not count there."""
     evaluate_every: int = 1
     """Epochs between two validations."""
     patience: int = 10
@@ -42,6 +47,9 @@ class Recipe:
     guard: int = 3
     """Validations in a row below zero-shot, none a new best, before the run stops loudly; 0 never
     does."""
+    strength: float = 1.0
+    """Dial at which the adapter is validated, measured and saved. Training itself is at 1; a little
+    less, such as 0.8, often does better on unseen data when there are few training pairs."""
     checkpoint_seconds: float = 120.0
     """Longest time between two checkpoints; one is also written after every validation."""
     checkpoint_steps: int | None = None
@@ -65,9 +73,11 @@ class Recipe:
             "evaluate_every": self.evaluate_every >= 1,
             "patience": self.patience >= 0,
             "guard": self.guard >= 0,
+            "strength": 0 < self.strength <= 1,
             "checkpoint_seconds": self.checkpoint_seconds >= 0,
             "checkpoint_steps": self.checkpoint_steps is None or self.checkpoint_steps >= 1,
-            "optimiser": self.optimiser in ("bert-adam", "adamw"),
+            "optimiser": self.optimiser in ("bert-adam", "adamw", "sgd"),
+            "schedule": self.schedule in ("steps", "epochs"),
             "captions": self.captions in ("one", "all"),
         }
         for name, fine in bounds.items():
@@ -78,7 +88,9 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the numbers: how often the run is saved is not among them."""
-        free = ("checkpoint_seconds", "checkpoint_steps")
+        free = ["checkpoint_seconds", "checkpoint_steps"]
+        # Runs from before there was a choice have the same identity.
+        free += ["schedule"] if self.schedule == "steps" else []
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
 
 
@@ -94,13 +106,25 @@ _DOCS = {
     "guard": "use 0 (off) or more",
     "checkpoint_seconds": "use 0 or more",
     "checkpoint_steps": "use 1 or more, or leave it unset",
-    "optimiser": "use bert-adam or adamw",
+    "optimiser": "use bert-adam, adamw or sgd",
+    "schedule": "use steps or epochs",
     "captions": "use one or all",
 }
 
 PRESETS: dict[str, Recipe] = {
     "default": Recipe(),
     "paper": Recipe(lr=1e-5, epochs=5, captions="all", patience=0),
+    "maple": Recipe(
+        optimiser="sgd",
+        schedule="epochs",
+        lr=3.5e-3,
+        weight_decay=5e-4,
+        clip=0.0,
+        batch_size=4,
+        epochs=5,
+        patience=0,
+        guard=0,
+    ),
     "from-scratch": Recipe(
         optimiser="adamw",
         lr=1e-3,
@@ -113,7 +137,9 @@ PRESETS: dict[str, Recipe] = {
     ),
 }
 """`default`: the paper's optimiser at a learning rate and length for small sets and models.
-`paper`: Cross-Modal Adapter v1 (its batch of 128 is global). `from-scratch`: a small new model."""
+`paper`: Cross-Modal Adapter v1 (its batch of 128 is global). `maple`: MaPLe and APoLLo from base
+to novel classes; their decay is of all tensors, which for prompts and maps is all but the maps'
+biases. `from-scratch`: a small new model."""
 
 METHOD_LR: dict[str, float] = {
     # Their one block per layer starts like the Cross-Modal Adapter's two, or at zero.
@@ -126,6 +152,10 @@ METHOD_LR: dict[str, float] = {
     "maple": 3e-3,
     "apollo": 1e-3,
     "cross-modal-adapter": 3e-3,
+    # Gates and up-projections start at zero, like MV-Adapter's.
+    "cm3t": 1e-3,
+    # As published; dense layers from random values.
+    "hada": 1e-4,
     "mv-adapter": 3e-3,
     "uniadapter": 3e-3,
     "projection": 1e-3,

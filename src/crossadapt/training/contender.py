@@ -20,6 +20,7 @@ from crossadapt.training.job import make_job
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Run the job and return the numbers a comparison needs, as plain JSON types."""
+    from crossadapt.training.classifying import details
     from crossadapt.training.run import run_training
 
     result = run_training(make_job(settings, where="comparison"))
@@ -30,8 +31,8 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
             fix="add data, or name a split 'test'",
         )
     return {
-        "before": result.before.result.to_dict(ranks=True),
-        "after": result.after.result.to_dict(ranks=True),
+        "before": details(result.before.result),
+        "after": details(result.after.result),
         "order_probe": result.record["order_probe"],
         "held_out": result.record["held_out"],
         "trained": result.record["trained"],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from crossadapt.adapters.registry import get_method
 from crossadapt.data import Ledger, Manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.metrics import RetrievalResult
@@ -19,6 +20,7 @@ from crossadapt.tasks.matching import fused
 from crossadapt.tasks.rerank import Rerank, Reranked, reranked
 from crossadapt.tasks.retrieval import HeldOut
 from crossadapt.tasks.video_retrieval import HeldOutClips, VideoRetrievalConfig
+from crossadapt.training.classifying import MULTIMODAL_TASK, Classified
 from crossadapt.training.job import TrainJob
 from crossadapt.training.splits import ClipView, Split, open_store, view_of
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 FRAMES, SAMPLING = 12, "segments"
 """How clips are sampled unless a job says otherwise."""
 VIDEO_TASK = "video_retrieval"
+CLIP_TASKS = (VIDEO_TASK, MULTIMODAL_TASK)
+"""Tasks that take clips; a picture is then a clip of one frame."""
 _VIDEO_ONLY = ("frames", "sampling", "pooling")
 
 
@@ -118,14 +122,16 @@ class Measure:
 def resolve_task(job: TrainJob, manifest: Manifest) -> TrainJob:
     """The job with its task, and with clip settings in place when it is about clips.
 
-    `auto` becomes video retrieval when any item is a video, else retrieval.
+    `auto` becomes the method's own task if it has one, else video retrieval when any item is a
+    video, else retrieval.
 
     Raises:
         UserError: clip settings for a task that takes pictures.
     """
     task = job.task.replace("-", "_")
     if task == "auto":
-        task = VIDEO_TASK if has_videos(manifest) else "retrieval"
+        own = get_method(job.method).task
+        task = own or (VIDEO_TASK if has_videos(manifest) else "retrieval")
     if task == VIDEO_TASK:
         options = dict(job.task_options)
         if job.pooling is not None:
@@ -138,6 +144,8 @@ def resolve_task(job: TrainJob, manifest: Manifest) -> TrainJob:
             sampling=job.sampling or SAMPLING,
             pooling=options.get("pooling", VideoRetrievalConfig.pooling),
         )
+    if task == MULTIMODAL_TASK:
+        return _multimodal(job, has_videos(manifest))
     for name in _VIDEO_ONLY:
         if getattr(job, name) is not None:
             raise UserError(
@@ -146,6 +154,27 @@ def resolve_task(job: TrainJob, manifest: Manifest) -> TrainJob:
                 fix=f"leave {name} out, or give --task video-retrieval",
             )
     return replace(job, task=task)
+
+
+def _multimodal(job: TrainJob, videos: bool) -> TrainJob:
+    """A classification job with its clip settings.
+
+    The baseline is a trained model, the linear probe, which any adapter starts below: the guard
+    is off unless it is asked for.
+    """
+    if job.pooling is not None:
+        raise UserError(
+            "pooling is for video retrieval",
+            where="pooling",
+            fix="set the task option pooling to mean or concat",
+        )
+    return replace(
+        job,
+        task=MULTIMODAL_TASK,
+        frames=(job.frames or FRAMES) if videos else None,
+        sampling=(job.sampling or SAMPLING) if videos else None,
+        guard=0 if job.guard is None else job.guard,
+    )
 
 
 def has_videos(manifest: Manifest) -> bool:
@@ -185,7 +214,9 @@ def open_probe(
     return Split("probe", readable, view_of(store, readable.items))
 
 
-def probe_record(before: Measured | None, after: Measured | None) -> dict[str, Any] | None:
+def probe_record(
+    before: Measured | Classified | None, after: Measured | Classified | None
+) -> dict[str, Any] | None:
     """The order probe before and after, as plain JSON types; None when there was none."""
     if before is None or before.probe is None:
         return None

@@ -20,7 +20,8 @@ class TrainJob:
     output: Path = Path("runs/adapter")
     """Folder of the result: adapter, model card, run record, events, checkpoints, ledger."""
     backbone: str = "pico-clip"
-    """`pico-clip`, a model folder, a hub id, `config:NAME`, or `new:FILE` for a new model."""
+    """`pico-clip`, a model folder, a hub id, `config:NAME`, `fuse:A+B` for several as one, or
+    `new:FILE` for a new model."""
     method: str = "cross-modal-adapter"
     """How to adapt; see the list of methods."""
     method_options: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class TrainJob:
     split_seed: int = 0
     """Start of the split into train, val and test, for data that bring none."""
     preset: str | None = None
-    """Set of training numbers: `default`, `paper` or `from-scratch` (that one for `new:`)."""
+    """Set of training numbers: `default`, `paper`, `maple` or `from-scratch` (for `new:`)."""
     lr: float | None = None
     """Peak learning rate: the first number to try. Default: the method's own."""
     epochs: int | None = None
@@ -41,8 +42,8 @@ class TrainJob:
     """Pairs per step over all processes; every other pair is a negative."""
     chunk: int | None = None
     """Rows encoded at a time by the exact gradient cache: less memory, same result."""
-    optimiser: Literal["bert-adam", "adamw"] | None = None
-    """`bert-adam` (the paper's: no bias correction) or `adamw`."""
+    optimiser: Literal["bert-adam", "adamw", "sgd"] | None = None
+    """`bert-adam` (the paper's: no bias correction), `adamw`, or `sgd` with momentum."""
     weight_decay: float | None = None
     """Decoupled weight decay of matrices."""
     warmup: float | None = None
@@ -55,6 +56,8 @@ class TrainJob:
     """Validations without a new best before stopping; 0 never stops early."""
     guard: int | None = None
     """Validations in a row below zero-shot before stopping; 0 never does."""
+    strength: float | None = None
+    """Dial at which the adapter is validated, measured and saved; training is at 1."""
     checkpoint_seconds: float | None = None
     """Longest time between two checkpoints."""
     checkpoint_steps: int | None = None
@@ -63,7 +66,8 @@ class TrainJob:
     """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
     task: str = "auto"
     """What is learned: `retrieval`, `matching` (BLIP: contrast and matching of pairs),
-    `video-retrieval`, `pretraining`; by backbone and data when `auto`."""
+    `video-retrieval`, `multimodal` (classes, with further modalities), `pretraining`, `fusion`; by
+    method, backbone and data when `auto`."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task by name."""
     frames: int | None = None
@@ -93,9 +97,15 @@ class TrainJob:
     """Print nothing."""
 
     def __post_init__(self) -> None:
-        """Refuse a number of frames that no clip can have."""
+        """Refuse a number of frames that no clip can have, and half a new model."""
         if self.frames is not None and self.frames < 1:
             raise UserError(f"{self.frames} frames", where="frames", fix="take at least 1")
+        if self.from_scratch and self.strength not in (None, 1.0):
+            raise UserError(
+                "a new model has no frozen state to be dialled to",
+                where="strength",
+                fix="leave it out for new: backbones",
+            )
 
     def recipe(self) -> Recipe:
         """The training numbers: the preset's, with this job's changes."""
@@ -123,7 +133,7 @@ def make_job(settings: Mapping[str, Any], *, where: str = "settings") -> TrainJo
             given[name] = Path(given[name])
     for name in ("method_options", "task_options"):
         given[name] = given.get(name) or {}
-    for name in ("lr", "weight_decay", "warmup", "checkpoint_seconds"):
+    for name in ("lr", "weight_decay", "warmup", "strength", "checkpoint_seconds"):
         given[name] = _number(name, given.get(name), where)
     return TrainJob(**given)
 

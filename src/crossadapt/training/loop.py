@@ -19,26 +19,16 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from crossadapt.adapters.attach import attached, frozen
+from crossadapt.adapters.attach import at_strength, attached, frozen, set_strength
 from crossadapt.backbones.precision import Precision, choose_precision
 from crossadapt.errors import UserError
 from crossadapt.tasks.base import Task
-from crossadapt.training import gradient_cache
+from crossadapt.training import gradient_cache, updates
 from crossadapt.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from crossadapt.training.config import Recipe
 from crossadapt.training.events import Display, Events, Meter, format_scores, peak_memory
-from crossadapt.training.optimisers import make_optimiser, multiplier, set_learning_rate
+from crossadapt.training.optimisers import learning_rate, make_optimiser, set_learning_rate
 from crossadapt.training.stopping import StopSignals, judge
-from crossadapt.training.updates import (
-    average_and_clip,
-    copy_from_first,
-    device_of,
-    limit_logit_scale,
-    refuse_idle_parts,
-    seed_step,
-    task_state,
-    trained_tensors,
-)
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
@@ -98,7 +88,7 @@ def fit(
     Raises:
         UserError: the loss is not a number, the checkpoint is another run's, the disk is full.
     """
-    device = device_of(backbone)
+    device = updates.device_of(backbone)
     accelerator = accelerator or Accelerator(cpu=device.type == "cpu")
     precision = precision or choose_precision("auto", str(device))
     run = _Run(backbone, task, recipe, adapter, seed, precision, accelerator, Path(output))
@@ -121,11 +111,14 @@ class _Run:
         output: Path,
     ) -> None:
         self.backbone, self.task, self.recipe, self.seed = backbone, task, recipe, seed
+        self.adapter = adapter
         self.precision, self.output = precision, output
         self.main, self.rank = accelerator.is_main_process, accelerator.process_index
         self.world, self.device = accelerator.num_processes, accelerator.device
-        refuse_idle_parts(backbone, task)
-        self.trained = trained_tensors(backbone, adapter, task)
+        updates.refuse_idle_parts(backbone, task)
+        self.trained = updates.trained_tensors(backbone, adapter, task)
+        self.kept = updates.kept_tensors(backbone, adapter)
+        self.state = self.kept | updates.state_tensors(task)
         scales = attached(backbone, adapter).lr_scales
         self.optimiser = make_optimiser(
             self.trained, recipe, {f"adapter.{name}": scale for name, scale in scales.items()}
@@ -142,10 +135,10 @@ class _Run:
         resumed = resume and self.last.exists()
         if resumed:
             self.progress = load_checkpoint(
-                self.last, self.trained, self.identity, self.optimiser, task_state(self.task)
+                self.last, self.trained, self.identity, self.optimiser, self.state
             )
         elif self.world > 1:
-            copy_from_first(self.trained.values())
+            updates.copy_from_first(self.trained.values())
         progress = self.progress
         self.started = time.monotonic() - progress.seconds
         self.saved_at, self.saved_step = time.monotonic(), progress.step
@@ -175,7 +168,8 @@ class _Run:
                     if stopping and progress.status == "running":
                         return self.finish("interrupted")
             if self.best.exists():
-                load_checkpoint(self.best, self.trained, self.identity)
+                load_checkpoint(self.best, self.trained, self.identity, state=self.kept)
+            set_strength(self.backbone, self.recipe.strength, self.adapter)
             return self.finish(progress.status)
 
     def begin(self) -> None:
@@ -195,8 +189,8 @@ class _Run:
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One update; returns loss, lr, norm of the gradient before clipping, parts of the loss."""
         progress, recipe = self.progress, self.recipe
-        seed_step(self.seed, progress.step, self.rank)
-        lr = recipe.lr * multiplier(progress.step, self.total, recipe.warmup)
+        updates.seed_step(self.seed, progress.step, self.rank)
+        lr = learning_rate(recipe, progress.step, self.per_epoch)
         batch = self.task.collate(np.array_split(rows, self.world)[self.rank])
         batch = batch.to(str(self.device))
 
@@ -209,13 +203,14 @@ class _Run:
 
         self.backbone.adapters.train()
         loss, parts = gradient_cache.backward(encode, loss_of, batch.inputs, recipe.chunk)
-        norm = average_and_clip(list(self.trained.values()), recipe.clip, self.world)
+        norm = updates.average_and_clip(list(self.trained.values()), recipe.clip, self.world)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self.diverged(loss, norm, lr)
         set_learning_rate(self.optimiser, lr)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        limit_logit_scale(self.trained)
+        updates.limit_logit_scale(self.trained)
+        updates.after_step(self.task)
         progress.step += 1
         return {"loss": loss, "lr": lr, "norm": norm, **parts}
 
@@ -248,7 +243,8 @@ class _Run:
     def validate(self) -> dict[str, float]:
         """Scores of the first process, told to all of them so that all decide alike."""
         self.backbone.adapters.eval()
-        scores: list[Any] = [self.task.validate(self.backbone) if self.main else {}]
+        with at_strength(self.backbone, self.recipe.strength, self.adapter):
+            scores: list[Any] = [self.task.validate(self.backbone) if self.main else {}]
         return broadcast_object_list(scores)[0] if self.world > 1 else scores[0]
 
     def checkpoint_due(self) -> bool:
@@ -268,7 +264,7 @@ class _Run:
         self.saved_at, self.saved_step = time.monotonic(), self.progress.step
         if self.main:
             optimiser = self.optimiser if resumable else None
-            state = task_state(self.task) if resumable else None
+            state = self.state if resumable else self.kept
             save_checkpoint(path, self.trained, self.progress, self.identity, optimiser, state)
             self.events.add("saved", self.progress.step, file=path.name)
 

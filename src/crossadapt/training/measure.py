@@ -122,6 +122,12 @@ def run_evaluation(
     saved = read_adapter_config(adapter) if adapter is not None else None
     record = _run_record(adapter)
     job = record.get("job", {})
+    if record.get("classification") is not None:
+        raise UserError(
+            "this adapter was trained to classify, and evaluate measures retrieval",
+            where=str(adapter),
+            fix="its scores are in run.json; for other data see crossadapt.tasks.classifier",
+        )
     if split_seed is None:
         split_seed = int(job.get("split_seed", 0))
     source = backbone or (saved["backbone"]["source"] if saved else DEFAULT_BACKBONE)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crossadapt.adapters.registry import get_method, make_config
-from crossadapt.adapters.summary import summarise
-from crossadapt.backbones.hf import HFBackbone
 from crossadapt.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from crossadapt.backbones.hf import HFBackbone
 
 # Training settings that a method string may carry beside the method's own options.
 SETTINGS = (
@@ -23,6 +24,8 @@ SETTINGS = (
     "preset",
     "pooling",
 )
+# Options of the task, for clips: what a method is taught with, where others cannot use it.
+TASK_SETTINGS = ("reversed_negatives",)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Contender:
 def parse_contender(text: str) -> Contender:
     """Read ``name``, ``name:key=value,key=[a,b]`` or ``peft:name:key=value``.
 
-    A key is an option of the method, one of `SETTINGS`, or (PEFT methods with a rank) ``budget``:
-    the number of trained parameters to come nearest to.
+    A key is an option of the method, one of `SETTINGS` or `TASK_SETTINGS`, or (PEFT methods with a
+    rank) ``budget``: the number of trained parameters to come nearest to.
 
     Raises:
         UserError: unknown method or key (the nearest is named), or something that is no pair.
@@ -50,7 +53,11 @@ def parse_contender(text: str) -> Contender:
         kind, _, rest = rest.partition(":")
         name = f"peft:{kind}"
     known = [f.name for f in fields(get_method(name).config_class)]
-    extra = [*SETTINGS, *(["budget"] if "r" in known and name.startswith("peft:") else [])]
+    extra = [
+        *SETTINGS,
+        *TASK_SETTINGS,
+        *(["budget"] if "r" in known and name.startswith("peft:") else []),
+    ]
     options: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     budget = None
@@ -80,6 +87,8 @@ def parse_contender(text: str) -> Contender:
 
 def sized(contender: Contender, backbone: HFBackbone) -> Contender:
     """The contender with the rank its budget asks for; its plan is checked on the backbone."""
+    from crossadapt.adapters.summary import summarise
+
     if contender.budget is not None:
         from crossadapt.integrations.peft import rank_for_budget
 

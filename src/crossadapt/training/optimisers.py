@@ -1,4 +1,4 @@
-"""AdamW, the BertAdam of CLIP4Clip's recipe, and the schedule both follow."""
+"""AdamW, SGD, the BertAdam of CLIP4Clip's recipe, and the schedules they follow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from crossadapt.training.config import Recipe
+
+_WARMUP_RATE = 1e-5
 
 
 class BertAdam(Optimizer):
@@ -95,6 +97,8 @@ def make_optimiser(
     ]
     if recipe.optimiser == "bert-adam":
         return BertAdam(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.betas[0])
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
@@ -107,6 +111,21 @@ def multiplier(step: int, total: int, warmup: float) -> float:
     """
     x = step / total
     return x / warmup if x < warmup else 0.5 * (1 + math.cos(math.pi * x))
+
+
+def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
+    """The learning rate of a step, counted from 0, in a run of ``recipe.epochs`` epochs.
+
+    By epochs e = 0, 1, …, E - 1: 1e-5, then ``lr (1 + cos(pi (e - 1) / E)) / 2``. The cosine of the
+    released CoOp and MaPLe code starts behind the warm-up epoch but spans all E, so it does not
+    reach 0.
+    """
+    if recipe.schedule == "steps":
+        return recipe.lr * multiplier(step, per_epoch * recipe.epochs, recipe.warmup)
+    epoch = step // per_epoch
+    if epoch == 0:
+        return _WARMUP_RATE
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / recipe.epochs))
 
 
 def set_learning_rate(optimiser: Optimizer, lr: float) -> None:

@@ -9,11 +9,16 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+_DECISIVE = (
+    *("crossadapt", "torch", "transformers", "accelerate", "peft", "open_clip_torch"),
+    *("numpy", "Pillow"),
+)
+
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     found = {"python": platform.python_version()}
-    for name in ("crossadapt", "torch", "transformers", "accelerate", "peft", "numpy", "Pillow"):
+    for name in _DECISIVE:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

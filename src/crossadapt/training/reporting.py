@@ -14,6 +14,7 @@ from crossadapt.data import DuplicateReport, Unreadable, decode
 from crossadapt.evaluation.charts import Curve
 from crossadapt.evaluation.examples import Example, choose_examples, retrieve_examples
 from crossadapt.evaluation.report import Report, write_report
+from crossadapt.training.classifying import Classified
 from crossadapt.training.events import read_events
 from crossadapt.training.job import TrainJob
 from crossadapt.training.measure import Evaluation
@@ -40,6 +41,7 @@ def report_run(job: TrainJob, result: RunResult) -> Path:
             "peak memory": f"{fit.peak_memory:,.0f} MiB",
             "ended": fit.status,
             **_probe_fact(result.before, result.after),
+            **_class_facts(result),
         },
         curves=_curves(result.folder / "events.jsonl"),
         ledger=[asdict(entry) for entry in result.ledger],
@@ -70,11 +72,31 @@ def report_evaluation(found: Evaluation, path: Path) -> Path:
     return write_report(report, path)
 
 
+def _class_facts(result: RunResult) -> dict[str, str]:
+    """Accuracy and macro-F1 as short facts; nothing when no classes were learned."""
+    before, after = result.before, result.after
+    if not (isinstance(before, Classified) and isinstance(after, Classified)):
+        return {}
+    facts = {}
+    for name, measured in (("linear probe", before), ("trained", after)):
+        found = measured.result
+        spans = found.intervals() if len(set(found.groups)) > 1 else {}
+        shown = spans["accuracy"].format() if spans else f"{found.accuracy:.1f}"
+        facts[f"accuracy, {name}"] = f"{shown} %"
+        facts[f"macro-F1, {name}"] = f"{found.macro_f1:.1f} %"
+    for name, found in result.record["classification"]["subsets"].items():
+        facts[f"trained model with {name}"] = f"{found['trained']:.1f} %"
+    return facts
+
+
 def _measured(
-    report: Report, split: Split | None, before: Measured | None, after: Measured | None
+    report: Report,
+    split: Split | None,
+    before: Measured | Classified | None,
+    after: Measured | Classified | None,
 ) -> None:
     """Results, example queries and their pictures; nothing without a held-out split."""
-    if split is None or before is None or after is None:
+    if split is None or not (isinstance(before, Measured) and isinstance(after, Measured)):
         return
     report.before, report.after = before.result, after.result
     items = split.manifest.items
@@ -109,7 +131,9 @@ def _scores_of(scores: Any, items: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return scores(rows, items)
 
 
-def _probe_fact(before: Measured | None, after: Measured | None) -> dict[str, str]:
+def _probe_fact(
+    before: Measured | Classified | None, after: Measured | Classified | None
+) -> dict[str, str]:
     """The order probe as a short fact; nothing without one."""
     there = {"zero-shot": before, "adapted": after}
     said = [
@@ -149,7 +173,12 @@ def _curves(events: Path) -> list[Curve]:
     loss = [(float(e["step"]), float(e["loss"])) for e in found if e["event"] == "step"]
     zero = next((e for e in found if e["event"] == "zero-shot"), {})
     curves = [Curve("Training loss", {"loss": loss}, y_label="loss")] if len(loss) > 1 else []
-    names = {"t2i_r1": "text → image R@1", "i2t_r1": "image → text R@1"}
+    names = {
+        "t2i_r1": "text → image R@1",
+        "i2t_r1": "image → text R@1",
+        "accuracy": "accuracy",
+        "macro_f1": "macro-F1",
+    }
     series = {
         label: [
             (float(e["step"]), float(e[key]))
@@ -161,7 +190,7 @@ def _curves(events: Path) -> list[Curve]:
     series = {label: points for label, points in series.items() if len(points) > 1}
     if series:
         levels = {f"zero-shot {names[key]}": float(zero[key]) for key in names if key in zero}
-        curves.append(Curve("Validation recall", series, y_label="%", baselines=levels))
+        curves.append(Curve("Validation", series, y_label="%", baselines=levels))
     return curves
 
 

@@ -25,7 +25,10 @@ from crossadapt.data import DuplicateReport, Ledger, read_manifest
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.files import write_file
 from crossadapt.tasks.base import Task, TaskSetup
+from crossadapt.tasks.multimodal import MultimodalTask
+from crossadapt.tasks.multimodal_options import with_modalities
 from crossadapt.training.card import make_card
+from crossadapt.training.classifying import MULTIMODAL_TASK, Classified, classify, details
 from crossadapt.training.config import Recipe
 from crossadapt.training.events import reset_peak_memory
 from crossadapt.training.heldout import (
@@ -41,7 +44,7 @@ from crossadapt.training.heldout import (
 from crossadapt.training.job import TrainJob
 from crossadapt.training.loop import FitResult, fit
 from crossadapt.training.record import plain, to_json, versions
-from crossadapt.training.splits import Split, Splits, open_splits
+from crossadapt.training.splits import Split, Splits, leak_note, open_splits
 
 RESULTS_FILE = "results.json"
 
@@ -58,8 +61,8 @@ class RunResult:
     folder: Path
     fit: FitResult
     held_out: Split | None
-    before: Measured | None
-    after: Measured | None
+    before: Measured | Classified | None
+    after: Measured | Classified | None
     ledger: Ledger
     duplicates: DuplicateReport
     record: Mapping[str, Any]
@@ -75,7 +78,7 @@ def run_training(job: TrainJob) -> RunResult:
     """
     begin = time.monotonic()
     reset_peak_memory()
-    recipe = job.recipe()
+    job.recipe()  # numbers no run can have are refused before any file is read
     output = Path(job.output)
     _check_output(job, output)
     accelerator = Accelerator(cpu=job.device == "cpu")
@@ -94,21 +97,24 @@ def run_training(job: TrainJob) -> RunResult:
             ledger=ledger,
         )
         chosen, job = job.task, resolve_task(job, manifest)
+        recipe = job.recipe()
         backbone = load_backbone(job, manifest.select("train").texts)
         if chosen == "auto" and job.task == "retrieval" and "fusion" in backbone.towers:
             job = replace(job, task="matching")
         opening: dict[str, Any] = {"ledger": ledger, "cache": job.cache, "workers": job.workers}
-        if job.task == VIDEO_TASK:
+        if job.frames is not None:
             opening |= {"frames": job.frames, "sampling": job.sampling}
         splits = open_splits(manifest, backbone, **opening)
     if accelerator.is_main_process and not job.quiet:
         videos = task_chosen(job) if chosen == "auto" else ""
-        _tell(manifest.summary(), videos, ledger.render(), _leaks(splits.duplicates))
+        _tell(manifest.summary(), videos, ledger.render(), leak_note(splits.duplicates))
     backbone.to(device)
     backbone.use_attention(job.attention)
     config = method_config(job)
+    if job.task == MULTIMODAL_TASK:
+        config = with_modalities(config, backbone, splits.train.manifest, job.task_options)
     adapter = attach(backbone, config, name="default", seed=job.seed)
-    task = make_task(job, recipe, backbone, splits, precision)
+    task = make_task(job, recipe, backbone, splits, precision, ledger)
     identity = {
         "data": manifest.fingerprint,
         "backbone": backbone.fingerprint,
@@ -118,7 +124,7 @@ def run_training(job: TrainJob) -> RunResult:
         "task_options": dict(job.task_options),
         "objective": job.objective,
     }
-    if job.task == VIDEO_TASK:
+    if job.frames is not None:
         identity |= {"frames": job.frames, "sampling": job.sampling}
     trained = fit(
         backbone,
@@ -135,8 +141,12 @@ def run_training(job: TrainJob) -> RunResult:
     _check_end(trained, task, output)
 
     held_out = splits.test or splits.val
-    before = after = None
-    if held_out is not None:
+    before: Measured | Classified | None = None
+    after: Measured | Classified | None = None
+    classified: dict[str, Any] | None = None
+    if held_out is not None and isinstance(task, MultimodalTask):
+        before, after, classified = classify(task, backbone, held_out)
+    elif held_out is not None:
         probe = open_probe(manifest, backbone, **opening) if job.task == VIDEO_TASK else None
         measure = Measure(backbone, held_out, precision, video_config(job), probe)
         with frozen(backbone):
@@ -159,6 +169,7 @@ def run_training(job: TrainJob) -> RunResult:
         "fit": asdict(trained),
         "before": before.result.to_dict() if before is not None else None,
         "after": after.result.to_dict() if after is not None else None,
+        "classification": classified,
         "order_probe": probe_record(before, after),
         "precision": precision.name,
         "device": str(device),
@@ -170,6 +181,8 @@ def run_training(job: TrainJob) -> RunResult:
     result = RunResult(output, trained, held_out, before, after, ledger, splits.duplicates, record)
     if accelerator.is_main_process:
         _save(job, result, backbone)
+        if isinstance(task, MultimodalTask):
+            task.save(output)
     accelerator.wait_for_everyone()
     return result
 
@@ -191,7 +204,12 @@ def method_config(job: TrainJob) -> Any:
 
 
 def make_task(
-    job: TrainJob, recipe: Recipe, backbone: HFBackbone, splits: Splits, precision: Precision
+    job: TrainJob,
+    recipe: Recipe,
+    backbone: HFBackbone,
+    splits: Splits,
+    precision: Precision,
+    ledger: Ledger | None = None,
 ) -> Task:
     """The task of a job: ``make_task(setup, options)`` of the file it names.
 
@@ -215,6 +233,7 @@ def make_task(
         objective=job.objective,
         seed=job.seed,
         precision=precision,
+        ledger=ledger,
     )
     module = importlib.import_module(f"crossadapt.tasks.{job.task}")
     return module.make_task(setup, job.task_options)
@@ -224,17 +243,6 @@ def _tell(*texts: str) -> None:
     """What a person should know before the training starts."""
     for text in filter(None, texts):
         print(text, file=sys.stderr)
-
-
-def _leaks(found: DuplicateReport) -> str:
-    """A warning when test or validation items occur in training too, else nothing."""
-    pictures, texts = len(found.picture_leaks), len(found.caption_leaks)
-    if not pictures + texts:
-        return ""
-    return (
-        f"note: {pictures} look-alike pictures and {texts} equal texts lie in several splits; "
-        "the held-out score counts them (see the report)"
-    )
 
 
 def _check_output(job: TrainJob, output: Path) -> None:
@@ -283,7 +291,7 @@ def _save(job: TrainJob, result: RunResult, backbone: HFBackbone) -> None:
             backbone, "default", result.folder, card=card, run=json.loads(to_json(result.record))
         )
     ranks: dict[str, Any] = {
-        name: measured.result.to_dict(ranks=True)
+        name: details(measured.result)
         for name, measured in (("before", result.before), ("after", result.after))
         if measured is not None
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from crossadapt.backbones.packing import PackedPreprocess
 from crossadapt.data import (
     DuplicateReport,
     Ledger,
@@ -38,6 +39,20 @@ class View:
     def __getitem__(self, index: int) -> np.ndarray:
         """Picture `index`: uint8 (3, H, W)."""
         return self.store[int(self.places[index])]
+
+
+class Corner(PixelStore):
+    """The upper left corner of the pictures of a store: what the first of several models sees."""
+
+    def __init__(self, store: PixelStore, size: tuple[int, int]) -> None:
+        failed = {int(i): store.unreadable[store.items[i]] for i in np.flatnonzero(~store.readable)}
+        super().__init__(store.items, (3, *size), failed)
+        self.cached = store.cached
+        self._store, self._size = store, size
+
+    def _get(self, index: int) -> np.ndarray:
+        height, width = self._size
+        return np.ascontiguousarray(self._store[index][:, :height, :width])
 
 
 class ClipView:
@@ -134,8 +149,22 @@ def open_splits(
             fix=ledger.render() or "check the paths",
         )
     pictures = Posters(store) if isinstance(store, FrameStore) else store
+    if isinstance(backbone.preprocess, PackedPreprocess):
+        # Look-alikes are those of the first member, whatever stands on the canvas beside it.
+        pictures = Corner(pictures, backbone.preprocess.parts[0].size)
     duplicates = find_duplicates(used, store=pictures)
     return Splits(train, splits.get("val"), splits.get("test"), duplicates)
+
+
+def leak_note(found: DuplicateReport) -> str:
+    """A warning when test or validation items occur in training too, else nothing."""
+    pictures, texts = len(found.picture_leaks), len(found.caption_leaks)
+    if not pictures + texts:
+        return ""
+    return (
+        f"note: {pictures} look-alike pictures and {texts} equal texts lie in several splits; "
+        "the held-out score counts them (see the report)"
+    )
 
 
 def open_store(

@@ -17,6 +17,7 @@ from crossadapt.adapters.attach import active, attached
 from crossadapt.adapters.companion import companion
 from crossadapt.adapters.parts import parameter_tower
 from crossadapt.errors import UserError
+from crossadapt.tasks.base import StatefulTask
 
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone
@@ -30,10 +31,16 @@ def refuse_idle_parts(backbone: Backbone, task: Task) -> None:
     """Refuse a task that would leave a part of the adapter untrained without saying so.
 
     Raises:
-        UserError: the active adapter has a companion or trains the fusion tower, and the task does
-            not call it.
+        UserError: the active adapter has a part (a join, a companion, the fusion tower) that the
+            task does not run.
     """
     adapter = active(backbone)
+    if adapter is not None and adapter.join is not None and not getattr(task, "trains_join", False):
+        raise UserError(
+            f"the task {task.name} does not train all parts of {adapter.method}",
+            where="task",
+            fix="leave the task out, or give --task fusion",
+        )
     names = [] if adapter is None else list(adapter.trained())
     fusion = [n for n in names if n.startswith("fusion.") or _in_fusion(backbone, n)]
     if fusion and task.name != "matching":
@@ -58,12 +65,6 @@ def _in_fusion(backbone: Backbone, name: str) -> bool:
     )
 
 
-def task_state(task: Task) -> Mapping[str, Tensor]:
-    """Tensors beside the trained ones that the task wants back after a resume, live."""
-    state = getattr(task, "state", None)
-    return {} if state is None else state()
-
-
 def device_of(backbone: Backbone) -> torch.device:
     """Where the backbone's weights are."""
     return next(backbone.model.parameters()).device
@@ -78,9 +79,30 @@ def limit_logit_scale(trained: Mapping[str, Parameter]) -> None:
 
 
 def trained_tensors(backbone: Backbone, adapter: str, task: Task) -> dict[str, Parameter]:
-    """The adapter's tensors as ``adapter.NAME`` and the task's own as ``task.NAME``."""
-    tensors = {f"adapter.{n}": p for n, p in attached(backbone, adapter).trained().items()}
+    """The adapter's tensors as ``adapter.NAME`` and the task's own as ``task.NAME``.
+
+    Tensors of an earlier stage that need no gradient any more are left out.
+    """
+    own = attached(backbone, adapter).named_trained()
+    tensors = {f"adapter.{n}": p for n, p in own if p.requires_grad}
     return tensors | {f"task.{name}": p for name, p in task.parameters().items()}
+
+
+def after_step(task: Task) -> None:
+    """Tell a task that keeps state of its own (`StatefulTask`) that an update was made."""
+    if isinstance(task, StatefulTask):
+        task.after_step()
+
+
+def kept_tensors(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
+    """What the adapter keeps beside trained values, as ``adapter.NAME``."""
+    return {f"adapter.{n}": x for n, x in attached(backbone, adapter).kept().items()}
+
+
+def state_tensors(task: Task) -> dict[str, Tensor]:
+    """What a task's resumed run needs beside trained values, as ``task.NAME``."""
+    state = task.state() if isinstance(task, StatefulTask) else {}
+    return {f"task.{name}": tensor for name, tensor in state.items()}
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

@@ -24,6 +24,14 @@ DROP = """([bytes, name, type]) => {
 }"""
 
 
+PASTE = """([bytes, name, type]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], name, { type }));
+  document.body.dispatchEvent(
+    new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }));
+}"""
+
+
 def search(page: Page, words: str) -> None:
     """Type a query and wait for what it finds."""
     page.get_by_role("searchbox").fill(words)

@@ -25,7 +25,7 @@ _FLAGS = (
 # What a refused request leaves in the console; the tests that provoke one look at the page.
 _REFUSED = "Failed to load resource"
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +34,13 @@ def searched() -> World:
     return world()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def address(searched: World) -> Iterator[str]:
     """A server that asks for nothing."""
     yield from _served(Collections(searched.store), Settings(port=0))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that asks for `TOKEN`, over 30 and 8 shapes with the frozen view alone."""
     folder = tmp_path_factory.mktemp("plain")
@@ -56,7 +56,7 @@ def _served(home: Collections, settings: Settings) -> Iterator[str]:
         yield where
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium of the system, or the one that ``CROSSADAPT_CHROMIUM`` names."""
     chromium = Path(os.environ.get("CROSSADAPT_CHROMIUM", "/usr/bin/chromium"))
@@ -96,7 +96,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             reduced_motion="reduce",
             **options,  # type: ignore[arg-type]
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(30_000)
         context.add_init_script(
             "document.addEventListener('securitypolicyviolation',"
             " (e) => console.error('CSP: ' + e.violatedDirective + ' ' + e.blockedURI))"

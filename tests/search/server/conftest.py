@@ -35,7 +35,7 @@ def store(tmp_path_factory, adapters) -> Path:
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     """Defaults, but quick to notice a rebuilt collection."""
-    return Settings(port=0, reload_seconds=0.1, max_upload=2**20, timeout=15)
+    return Settings(port=0, reload_seconds=0.1, max_upload=2**20, timeout=60)
 
 
 @pytest.fixture(scope="session")

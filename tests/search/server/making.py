@@ -130,7 +130,7 @@ def serving(app: FastAPI, settings: Settings) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
     thread.start()
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not server.started and thread.is_alive() and time.monotonic() < until:
             time.sleep(0.01)
         assert server.started
@@ -144,4 +144,4 @@ def serving(app: FastAPI, settings: Settings) -> Iterator[str]:
 
 def client(address: str, **options: object) -> httpx.Client:
     """A client that takes no proxy from the environment."""
-    return httpx.Client(base_url=address, trust_env=False, timeout=30, **options)
+    return httpx.Client(base_url=address, trust_env=False, timeout=60, **options)

@@ -33,7 +33,7 @@ class Recorder:
 
     def texts(self, texts, views):
         self.calls.append(list(zip(texts, views, strict=True)))
-        self.gate.wait(10)
+        self.gate.wait(60)
         if "poison" in texts:
             raise ValueError("poison")
         return np.array([[len(t), len(v)] for t, v in zip(texts, views, strict=True)], np.float32)
@@ -55,7 +55,17 @@ def batcher():
     made.close()
 
 
+def busy(recorder, batcher):
+    """A query that is being encoded until the gate opens: what comes now waits behind it."""
+    recorder.gate.clear()
+    job = batcher.submit(recorder, words("busy"), SAME)
+    while not recorder.calls:
+        time.sleep(0.001)
+    return job
+
+
 def test_what_waits_together_is_encoded_together(recorder, batcher):
+    busy(recorder, batcher)
     picture = np.ones((1, 3, 2, 2), np.uint8)
     jobs = [
         batcher.submit(recorder, words("red", views=("a",)), SAME),
@@ -63,8 +73,9 @@ def test_what_waits_together_is_encoded_together(recorder, batcher):
         batcher.submit(recorder, words(views=("b",), pixels=picture), SAME),
         batcher.submit(recorder, words("red", views=("a",)), SAME),
     ]
-    first, second, third, fourth = [job.result(5) for job in jobs]
-    texts, pictures = recorder.calls
+    recorder.gate.set()
+    first, second, third, fourth = [job.result(30) for job in jobs]
+    _, texts, pictures = recorder.calls
     assert texts == [
         ("red", "a"), ("green", "b"), ("not", "b"), ("green", "frozen"), ("not", "frozen"),
     ]  # fmt: skip
@@ -78,43 +89,40 @@ def test_what_waits_together_is_encoded_together(recorder, batcher):
 
 def test_a_full_batch_does_not_wait_and_is_not_exceeded(recorder):
     sizes = []
-    batcher = Batcher(wait=5.0, most=4, on_batch=lambda rows, seconds: sizes.append(rows))
+    batcher = Batcher(wait=60, most=4, on_batch=lambda rows, seconds: sizes.append(rows))
     began = time.monotonic()
     jobs = [batcher.submit(recorder, words(f"{n}", "x"), SAME) for n in range(4)]
     for job in jobs:
-        job.result(4)
+        job.result(30)
     batcher.close()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 60
     assert sizes == [4, 4]
 
 
 def test_a_larger_query_than_a_batch_is_encoded_alone(recorder, batcher):
     texts = [f"text {n}" for n in range(20)]
-    found = batcher.submit(recorder, words(*texts), SAME).result(5)
+    found = batcher.submit(recorder, words(*texts), SAME).result(30)
     assert len(found["frozen"]["texts"]) == 20
 
 
 def test_one_bad_query_does_not_take_the_others_along(recorder, batcher):
     jobs = [batcher.submit(recorder, words(text), SAME) for text in ("one", "poison", "three")]
-    assert jobs[0].result(5)["frozen"]["texts"][0, 0] == 3
-    assert jobs[2].result(5)["frozen"]["texts"][0, 0] == 5
+    assert jobs[0].result(30)["frozen"]["texts"][0, 0] == 3
+    assert jobs[2].result(30)["frozen"]["texts"][0, 0] == 5
     with pytest.raises(ValueError, match="poison"):
-        jobs[1].result(5)
+        jobs[1].result(30)
 
 
 def test_a_cancelled_query_leaves_the_queue(recorder, batcher):
-    recorder.gate.clear()
-    first = batcher.submit(recorder, words("busy"), SAME)
-    while not recorder.calls:
-        time.sleep(0.001)
+    first = busy(recorder, batcher)
     gone, stays = (batcher.submit(recorder, words(text), SAME) for text in ("gone", "stays"))
     assert len(batcher) == 2
     assert gone.cancel()
     recorder.gate.set()
-    assert stays.result(5)["frozen"]["texts"][0, 0] == 5
-    assert first.result(5)
+    assert stays.result(30)["frozen"]["texts"][0, 0] == 5
+    assert first.result(30)
     with pytest.raises(CancelledError):
-        gone.result(5)
+        gone.result(30)
     assert [text for call in recorder.calls for text, _ in call] == ["busy", "stays"]
 
 
@@ -152,9 +160,11 @@ def test_mixed_adapters_in_one_batch_equal_each_alone(store, adapters, monkeypat
         "encode_text",
         lambda ids, mask: passes.append(len(ids)) or plain(ids, mask),
     )
-    batcher = Batcher(wait=0.2, most=500)
+    # Full when the last one has come, so that no clock decides.
+    rows = sum((len(q.texts) + (q.pixels is not None)) * len(q.views) for q in queries)
+    batcher = Batcher(wait=60, most=rows)
     jobs = [batcher.submit(embedder, query, SAME) for query in queries]
-    found = [job.result(20) for job in jobs]
+    found = [job.result(60) for job in jobs]
     batcher.close()
     assert len(passes) == 1, "all texts in one forward pass"
     monkeypatch.undo()

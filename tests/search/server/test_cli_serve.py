@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from tests.search.server import making
 from crossadapt.cli import serve
 from crossadapt.cli.main import main
 from crossadapt.errors import UserError
+from crossadapt.search.card import FORMAT, Card
 from crossadapt.search.collection import Collections
 from crossadapt.search.server.running import address_of, listen, take_port
 
@@ -46,6 +48,17 @@ def test_what_cannot_be_served_is_explained(store, capsys, monkeypatch, args, wh
     monkeypatch.delenv(serve.TOKEN, raising=False)
     assert main(["serve", *args, "--store", str(store)]) == 1
     assert what in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["serve", "newer"], ["search", "newer", "a red door"]])
+def test_a_collection_of_a_newer_version_is_refused(tmp_path, capsys, command):
+    card = Card("newer", 8, "tiny:clip")
+    later = json.loads(card.to_json()) | {"format": FORMAT + 1}
+    Collections(tmp_path).store.create("newer", card.schema, json.dumps(later))
+    assert main([*command, "--store", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert f"has format {FORMAT + 1}" in said
+    assert "upgrade" in said
 
 
 def test_a_taken_port_is_given_back_and_named():

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 
-import httpx
 import pytest
 from tests.search.server import making
 
@@ -16,6 +15,12 @@ from crossadapt.search.server.admission import Admission
 from crossadapt.search.server.app import create_app
 from crossadapt.search.server.failures import Failure
 from crossadapt.search.server.settings import Settings
+
+# The beginning of an upload whose rest never comes.
+HALF = (
+    b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000\r\n"
+    b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+)
 
 
 class Held:
@@ -30,7 +35,7 @@ class Held:
         def slow(texts, views):
             self.texts += texts
             self.started.set()
-            self.gate.wait(10)
+            self.gate.wait(60)
             return plain(texts, views)
 
         monkeypatch.setattr(engine.embedder, "texts", slow)
@@ -38,9 +43,9 @@ class Held:
 
 @pytest.fixture
 def small(store, app, monkeypatch):
-    """A server with three slots and half a second, whose embedding can be held up."""
+    """A server with three slots, whose embedding can be held up; its clock is set by `hurry`."""
     settings = Settings(
-        port=0, queue=3, timeout=1.0, max_upload=2**20, upload_memory=40_000, reload_seconds=60
+        port=0, queue=3, timeout=60, max_upload=2**20, upload_memory=40_000, reload_seconds=60
     )
     made = create_app(Collections(store), ["plain"], settings, app.state.server.catalogue.engines)
     state = made.state.server
@@ -50,7 +55,12 @@ def small(store, app, monkeypatch):
         held.gate.set()
 
 
-def until(condition, seconds=5.0):
+def hurry(state, seconds=1.0):
+    """From now on a search may take so long; without it, a busy machine is no reason to fail."""
+    state.admission.timeout = seconds
+
+
+def until(condition, seconds=30.0):
     """Wait for a condition."""
     end = time.monotonic() + seconds
     while not condition():
@@ -73,9 +83,8 @@ def test_a_full_queue_is_429_and_then_works_again(small):
     client, held, state = small
     answers, threads = in_background(lambda n: client.get("/search", params={"q": f"{n}"}), 3)
     until(lambda: state.admission.taken == 3)
-    began = time.monotonic()
     refused = client.get("/search", params={"q": "one too many"})
-    assert time.monotonic() - began < 0.9, "not after waiting"
+    assert answers == [], "refused at once, while the others wait"
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "1"
     assert "3 searches" in refused.json()["error"]["what"]
@@ -92,14 +101,16 @@ def test_a_full_queue_is_429_and_then_works_again(small):
 def test_a_search_that_takes_too_long_is_503_and_leaves_the_queue(small):
     client, held, state = small
     busy, threads = in_background(lambda n: client.get("/search", params={"q": "busy"}), 1)
-    assert held.started.wait(5)
+    assert held.started.wait(30)
+    hurry(state)
     late = client.get("/search", params={"q": "late"})
     assert late.status_code == 503
     assert "longer than 1 seconds" in late.json()["error"]["what"]
     assert late.headers["retry-after"]
     held.gate.set()
     threads[0].join()
-    assert busy[0].status_code == 503
+    assert busy[0].status_code == 200, "its clock was another"
+    hurry(state, 60)
     until(lambda: len(state.batcher) == 0)
     assert client.get("/search", params={"q": "after"}).status_code == 200
     assert "late" not in held.texts, "nobody waited for it any more"
@@ -109,7 +120,7 @@ def test_a_search_that_takes_too_long_is_503_and_leaves_the_queue(small):
 def test_a_client_that_leaves_takes_its_query_along(small):
     client, held, state = small
     _, threads = in_background(lambda n: client.get("/search", params={"q": "busy"}), 1)
-    assert held.started.wait(5)
+    assert held.started.wait(30)
     host, port = client.base_url.host, client.base_url.port
     with socket.create_connection((host, port)) as raw:
         raw.sendall(b"GET /search?q=left HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -124,35 +135,24 @@ def test_a_client_that_leaves_takes_its_query_along(small):
 
 def test_a_client_that_leaves_while_sending_frees_its_slot(small):
     client, _held, state = small
-    host, port = client.base_url.host, client.base_url.port
-    start = (
-        b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000\r\n"
-        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
-    )
-    with socket.create_connection((host, port)) as raw:
-        raw.sendall(start)
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
+        raw.sendall(HALF)
         until(lambda: state.admission.taken == 1 and state.admission.held > 0)
     until(lambda: state.admission.taken == 0 and state.admission.held == 0)
 
 
 def test_a_slow_upload_is_stopped_by_the_clock(small):
-    client, held, state = small
-    held.gate.set()
-
-    def slowly():
-        for _ in range(40):
-            time.sleep(0.1)
-            yield b"x"
-
-    kind = {"Content-Type": "multipart/form-data; boundary=b"}
-    began = time.monotonic()
-    try:
-        answer = client.post("/search", content=slowly(), headers=kind)
-    except httpx.TransportError:
-        pytest.fail("the connection was closed without an answer")
-    assert answer.status_code in (400, 503)
-    assert time.monotonic() - began < 6
-    assert state.admission.taken == state.admission.held == 0
+    client, _held, state = small
+    hurry(state)
+    with socket.create_connection((client.base_url.host, client.base_url.port), 60) as raw:
+        raw.sendall(HALF)
+        answer = raw.recv(65_536)
+        while b"}}" not in answer and (more := raw.recv(65_536)):
+            answer += more
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"longer than 1 seconds" in body
+    until(lambda: state.admission.taken == state.admission.held == 0)
 
 
 def test_uploads_share_a_limited_memory(small):

@@ -39,7 +39,7 @@ async def ask(shared, fields, image):
 def client(address):
     """One client with as many connections as there are askers."""
     limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-    return httpx.AsyncClient(base_url=address, trust_env=False, timeout=30, limits=limits)
+    return httpx.AsyncClient(base_url=address, trust_env=False, timeout=60, limits=limits)
 
 
 async def load(address, asked):

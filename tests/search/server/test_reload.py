@@ -27,7 +27,7 @@ def own(tmp_path, adapters, settings):
         yield home, folder, client, app.state.server
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

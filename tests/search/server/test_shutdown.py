@@ -42,10 +42,10 @@ def test_running_requests_are_finished(store, app, settings, monkeypatch):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    assert started.wait(10)
+    assert started.wait(30)
     server.should_exit = True
-    asking.join(20)
-    running.join(20)
+    asking.join(60)
+    running.join(60)
     assert answers == [200]
     assert not running.is_alive()
     with making.client(address) as client, pytest.raises(httpx.ConnectError):

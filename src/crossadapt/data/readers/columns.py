@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crossadapt.data.signals import SIGNALS
 from crossadapt.errors import UserError, did_you_mean
 
 ALIASES: Mapping[str, Sequence[str]] = {
@@ -109,10 +111,14 @@ def texts_of(value: Any) -> list[Any]:
 
 
 def attributes_of(record: Mapping[str, Any], used: Mapping[str, str]) -> dict[str, Any]:
-    """The plain values of all columns that are not ours; nested ones are left out."""
+    """The plain values of all columns that are not ours; nested ones but signals are left out."""
     core = set(used.values()) | set(ALIASES)
-    return {
+    found = {
         name: value
         for name, value in record.items()
         if name not in core and (value is None or isinstance(value, (str, int, float, bool)))
     }
+    if isinstance(record.get(SIGNALS), list):
+        # As text, so that a column may hold series here and file names there.
+        found[SIGNALS] = json.dumps(record[SIGNALS])
+    return found

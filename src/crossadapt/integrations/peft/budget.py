@@ -37,7 +37,7 @@ def rank_for_budget(
     if budget < 1:
         raise UserError(f"the budget is {budget}", where="rank_for_budget", fix="give 1 or more")
     shape = config or peft_method(name).config_class()
-    layers = target_layers(backbone.model, shape).values()
+    layers = target_layers(backbone, shape).values()
     per_rank = sum(layer.in_features + layer.out_features for layer in layers)
     fixed = sum(layer.out_features for layer in layers) if name == "dora" else 0
     lower = max(1, (budget - fixed) // per_rank)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,12 +16,16 @@ from crossadapt.adapters.registry import Method
 from crossadapt.backbones.base import Backbone
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.integrations.peft import configs as c
-from crossadapt.integrations.peft.shadow import build_shadow, set_shadow_strength, trained_tensors
-from crossadapt.integrations.peft.view import family_of
+from crossadapt.integrations.peft.shadow import (
+    set_shadow_strength,
+    structural_copy,
+    trained_tensors,
+    tuned,
+)
+from crossadapt.layers.packed_attention import UnpackedAttention, unpack_attention
 
-# Encoder blocks only. The pooling head of SigLIP also has an out_proj, but nn.MultiheadAttention
-# reads that layer's weight without calling it: an adapter there would never be used.
-_BLOCK = re.compile(r"(vision|text)_model\.encoder\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)")
+# open_clip's names of the layers of an MLP.
+_SPELT = {"c_fc": "fc1", "c_proj": "fc2"}
 
 
 def peft_method_names() -> list[str]:
@@ -48,23 +51,39 @@ def peft_method(name: str) -> Method:
 
 
 def _plan(backbone: Backbone, config: c.PeftMethodConfig) -> Plan:
-    layers = target_layers(backbone.model, config)
+    layers = target_layers(backbone, config)
     _check_options(layers, config)
-    build = partial(_build, config=config, paths=list(layers))
+    packed = packed_paths(backbone)
+    build = partial(_build, config=config, paths=list(layers), packed=packed)
     return [Shadow(build, trained_tensors, set_shadow_strength)]
 
 
-def _build(model: nn.Module, config: c.PeftMethodConfig, paths: list[str]) -> nn.Module:
-    return build_shadow(model, _MAKE[type(config)](config, paths))
+def _build(
+    model: nn.Module, config: c.PeftMethodConfig, paths: list[str], packed: list[str]
+) -> nn.Module:
+    shadow = structural_copy(model)
+    for path in packed:
+        unpack_attention(shadow, path)
+    return tuned(shadow, _MAKE[type(config)](config, paths))
 
 
-def target_layers(model: nn.Module, config: c.PeftMethodConfig) -> dict[str, nn.Linear]:
-    """The linear layers that `config` adapts by dotted path, in the model's order.
+def packed_paths(backbone: Backbone) -> list[str]:
+    """Where the blocks of `backbone` hold their attention as one packed layer (open_clip does)."""
+    paths = [site.path for site in backbone.sites() if site.kind == "attention"]
+    return [p for p in paths if isinstance(backbone.model.get_submodule(p), nn.MultiheadAttention)]
+
+
+def target_layers(backbone: Backbone, config: c.PeftMethodConfig) -> dict[str, nn.Linear]:
+    """The linear layers that `config` adapts by dotted path, in the order of the sites.
+
+    Encoder blocks only: the pooling head of SigLIP also has an out_proj, but
+    `nn.MultiheadAttention` reads that layer's weight without calling it, and an adapter there
+    would never be used. Where the blocks themselves use such layers (open_clip), the paths are
+    those of the copy in which they are unpacked.
 
     Raises:
-        UserError: an unknown layer name, none given, or a model that is not CLIP or SigLIP.
+        UserError: an unknown layer name, or none given.
     """
-    family_of(model)
     for name in config.target:
         if name not in c.PROJECTIONS:
             raise UserError(
@@ -79,12 +98,21 @@ def target_layers(model: nn.Module, config: c.PeftMethodConfig) -> dict[str, nn.
             fix="name some of " + ", ".join(c.PROJECTIONS),
         )
     layers = {}
-    for path, module in model.named_modules():
-        match = _BLOCK.fullmatch(path)
-        if match is None or not isinstance(module, nn.Linear):
+    for site in backbone.sites():
+        if site.kind not in ("attention", "mlp") or config.towers not in ("both", site.tower):
             continue
-        if match[2] in config.target and config.towers in ("both", match[1]):
-            layers[path] = module
+        module = backbone.model.get_submodule(site.path)
+        if isinstance(module, nn.MultiheadAttention):
+            module = UnpackedAttention(module)
+        for leaf, layer in module.named_children():
+            if _SPELT.get(leaf, leaf) in config.target and isinstance(layer, nn.Linear):
+                layers[f"{site.path}.{leaf}"] = layer
+    if not layers:
+        raise UserError(
+            f"{backbone.source} has none of the layers {', '.join(config.target)} to adapt",
+            where=f"{config.method}.target",
+            fix="name other layers, or adapt the members of a fused backbone one by one",
+        )
     return layers
 
 
@@ -123,7 +151,7 @@ def _lora(config: c.PeftLoraConfig | c.PeftDoraConfig, paths: list[str]) -> Peft
 
 
 def _ia3(config: c.PeftIA3Config, paths: list[str]) -> PeftConfig:
-    inner = [path for path in paths if path.endswith(".fc2")]
+    inner = [path for path in paths if path.endswith((".fc2", ".c_proj"))]
     return peft.IA3Config(target_modules=paths, feedforward_modules=inner)
 
 

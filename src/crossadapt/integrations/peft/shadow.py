@@ -63,9 +63,8 @@ def structural_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def build_shadow(model: nn.Module, config: PeftConfig) -> nn.Module:
-    """The structural copy of `model` with `config`'s tuner in its layers."""
-    shadow = structural_copy(model)
+def tuned(shadow: nn.Module, config: PeftConfig) -> nn.Module:
+    """`shadow`, a `structural_copy`, with `config`'s tuner in its layers."""
     # The tuner itself: `inject_adapter_in_model` refuses tuners with state of their own (VeRA),
     # and `get_peft_model` wraps the model and trips over a deprecation in transformers 5.23.
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(config.peft_type)]

@@ -121,7 +121,7 @@ function showWeight(value) {
 /** Fit the box to a collection. */
 export function fit(collection) {
   collectionName = collection.name;
-  $("examples").replaceChildren(...collection.examples.slice(0, 6).map((text) => {
+  $("examples").replaceChildren(...collection.examples.slice(0, 5).map((text) => {
     const chip = h("button", { type: "button", class: "chip" }, text);
     chip.addEventListener("click", () => change({ q: text }));
     return chip;

@@ -45,6 +45,7 @@ function scores(hit) {
 function spoken(hit, moved) {
   const parts = [`${hit.rank}. ${title(hit)}`];
   if (hit.kind === "video") parts.push(`video, ${duration(hit.duration)}`);
+  if (hit.start) parts.push(`found at ${duration(hit.start)}`);
   if (hit.calibrated !== null) parts.push(`score ${percent(hit.calibrated)}`);
   parts.push(`cosine ${cosine(hit.cosine)}`);
   if (moved) parts.push(moved.spoken);

@@ -12,6 +12,8 @@ const open = new Set();
 // Columns that were worth a list once: a filter that leaves one value must not make them vanish.
 let listed = { collection: "", names: new Set() };
 let controller = new AbortController();
+// What is typed into range fields and not applied yet: counts that arrive meanwhile redraw them.
+const drafts = new Map();
 
 export function wire() {
   const typed = later(() => change({ expression: $("expression").value.trim() }), 500);
@@ -55,11 +57,13 @@ function draw(collection, facets) {
   const parts = [];
   const focused = document.activeElement?.id;
   const number = (name) => ["int", "float", "int64", "float64"].includes(collection.attributes[name]);
+  // A range in use stays one, however few values it leaves: its fields may be being typed into.
+  const ranged = (name) => number(name) && (name in state.ranges || !ticked(name, facets[name]));
   for (const name of Object.keys(collection.attributes)) {
-    if (number(name) && !listable(facets[name])) parts.push(range(name, facets[name]));
+    if (ranged(name)) parts.push(range(name, facets[name]));
   }
   for (const [name, values] of Object.entries(facets)) {
-    if (number(name) && !listable(values)) continue;
+    if (ranged(name)) continue;
     if (useful(values)) listed.names.add(name);
     if (!state.facets[name]?.length && !listed.names.has(name)) continue;
     parts.push(facet(name, values));
@@ -75,12 +79,18 @@ function draw(collection, facets) {
   $("expression-help").textContent = `Columns: ${names.join(", ")}. Operators: = != < <= > >= in like is null, and or not.`;
 }
 
-const listable = (values) => values !== undefined && values.length > 0 && values.length <= 12;
+/** Whether the numbers of a column are few enough to tick, and not simply different everywhere. */
+function ticked(name, values) {
+  if (!values?.length || values.length > 12) return false;
+  return values.length <= FEW || useful(values) || listed.names.has(name);
+}
 
 /** A column where every item has its own value, or all the same one, is not worth a list. */
 function useful(values) {
   if (values.length < 2) return false;
-  return !(values.length >= LISTED && values.every((one) => one.count <= 2));
+  // What is cut off at LISTED goes on like this; a shorter list is all there is.
+  const own = values.length >= LISTED ? 2 : 1;
+  return !(values.length > FEW && values.every((one) => one.count <= own));
 }
 
 function facet(name, values) {
@@ -124,17 +134,26 @@ function range(name, values = []) {
   const known = numbers.length && numbers.length < LISTED;
   const ends = [known ? Math.min(...numbers) : "from", known ? Math.max(...numbers) : "to"];
   const now = state.ranges[name] ?? [null, null];
-  const inputs = ends.map((end, index) => h("input", {
-    class: "field", type: "number", step: "any", id: `range-${name}-${index}`, placeholder: String(end), value: now[index],
-    "aria-label": `${name}, ${index ? "at most" : "at least"}`,
-  }));
-  for (const input of inputs) {
-    input.addEventListener("change", () => {
-      const given = inputs.map((one) => (one.value === "" ? null : one.valueAsNumber));
-      const ranges = { ...state.ranges, [name]: given };
-      if (given.every((end) => end === null)) delete ranges[name];
-      change({ ranges });
+  const inputs = ends.map((end, index) => {
+    const id = `range-${name}-${index}`;
+    return h("input", {
+      class: "field", type: "number", step: "any", id, placeholder: String(end), value: drafts.get(id) ?? now[index],
+      "aria-label": `${name}, ${index ? "at most" : "at least"}`,
     });
+  });
+  const apply = () => {
+    for (const input of inputs) drafts.delete(input.id);
+    const given = inputs.map((one) => (one.value === "" ? null : one.valueAsNumber));
+    const before = state.ranges[name] ?? [null, null];
+    if (given.every((end, index) => end === before[index])) return;
+    const ranges = { ...state.ranges, [name]: given };
+    if (given.every((end) => end === null)) delete ranges[name];
+    change({ ranges });
+  };
+  for (const input of inputs) {
+    input.addEventListener("input", () => drafts.set(input.id, input.value));
+    // A redrawn field has no edit of its own to report as a change; leaving it applies what it holds.
+    for (const kind of ["change", "blur"]) input.addEventListener(kind, () => input.isConnected && apply());
   }
   return h("div", { class: "facet", role: "group", "aria-label": name, "data-range": "1" },
     h("p", { class: "facet-name" }, name), h("div", { class: "range" }, inputs[0], "to", inputs[1]));

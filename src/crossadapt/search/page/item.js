@@ -142,6 +142,8 @@ function video(item, hit, box) {
   const player = h("video", { controls: true, preload: "metadata", playsinline: true, "aria-label": title(item) });
   player.addEventListener("loadedmetadata", () => {
     if (hit?.start) player.currentTime = hit.start;
+    // Only where it was found: who comes by a link has not clicked, and nothing moves unasked.
+    if (hit && !matchMedia("(prefers-reduced-motion: reduce)").matches) player.play().catch(() => {});
   }, { once: true });
   player.addEventListener("error", () => {
     const image = h("img", { alt: title(item) });

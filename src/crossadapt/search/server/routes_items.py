@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from crossadapt.search.card import attribute_column
+from crossadapt.search.clips import still
 from crossadapt.search.query import Query as Search
 from crossadapt.search.server.admission import while_connected
 from crossadapt.search.server.catalogue import Served
@@ -75,18 +76,25 @@ async def item(
     response_class=Response,
     summary="Small picture of an item",
 )
-async def thumbnail(request: Request, id: Id, state: Here, collection: In = "") -> Response:
+async def thumbnail(
+    request: Request,
+    id: Id,
+    state: Here,
+    collection: In = "",
+    frame: Annotated[
+        int | None, Query(ge=0, le=100_000, description="Number of a stored frame of a clip.")
+    ] = None,
+) -> Response:
     """A JPEG or WebP that is stored in the collection; the original is not read."""
     with state.catalogue.using(chosen(state, collection)) as served:
-        row = await state.run(state.reading, _row, served, id, ["thumbnail"])
-    content = row["thumbnail"]
+        content = await state.run(state.reading, _small_picture, served, id, frame)
     if content is None:
         raise Failure(404, "the item has no thumbnail", where=id)
     # The id is the hash of the content, so that its picture stays the same for ever.
     return bytes_answer(
         content,
         media_type(content),
-        f"{id}-{len(content)}",
+        f"{id}-{len(content)}" if frame is None else f"{id}-{frame}-{len(content)}",
         request.headers,
         Cache_Control="private, max-age=86400",
     )
@@ -114,6 +122,18 @@ for path, endpoint in (("/thumbnail/{id}", thumbnail), ("/file/{id}", original))
     routes.add_api_route(
         path, endpoint, methods=["HEAD"], response_class=Response, include_in_schema=False
     )
+
+
+def _small_picture(served: Served, name: str, frame: int | None) -> bytes | None:
+    """The stored small picture of an item, or that of one frame of a clip."""
+    row = _row(served, name, ["thumbnail"])
+    if frame is None:
+        return row["thumbnail"]
+    with stored():
+        content = still(served.collection, name, frame)
+    if content is None:
+        raise Failure(404, f"the item has no frame {frame}", where=name, fix="leave frame out")
+    return content
 
 
 def _row(served: Served, name: str, columns: list[str]) -> dict[str, Any]:

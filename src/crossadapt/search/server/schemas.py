@@ -90,7 +90,7 @@ class HitOut(BaseModel):
     height: int
     duration: float = Field(description="Seconds; 0 for pictures.")
     frozen_rank: int | None = Field(description="Rank by the frozen model; only with `compare`.")
-    start: float | None = Field(description="Where in a video, in seconds.")
+    start: float | None = Field(description="Where in a video the best frame is, in seconds.")
     thumbnail: str = Field(description="Address of its small picture.")
 
 

@@ -103,7 +103,8 @@ def hits_out(hits: Sequence[Hit], collection: str) -> list[HitOut]:
             duration=hit.duration,
             frozen_rank=hit.frozen_rank,
             start=hit.start,
-            thumbnail=address("thumbnail", hit.id, collection),
+            thumbnail=address("thumbnail", hit.id, collection)
+            + (f"&frame={hit.frame}" if hit.frame is not None else ""),
         )
         for hit in hits
     ]
