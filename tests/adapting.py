@@ -12,6 +12,7 @@ from crossadapt.adapters.companion import pair_scores
 from crossadapt.adapters.plan import Prompts
 from crossadapt.adapters.validate import check_plan
 from crossadapt.backbones import tiny
+from crossadapt.backbones.blip import BlipBackbone
 from crossadapt.backbones.fused import FusedBackbone
 from crossadapt.layers.prompts import PromptBank
 from crossadapt.methods.cross_modal_adapter import CrossModalAdapterConfig
@@ -54,6 +55,8 @@ def loss(backbone) -> Tensor:
     logits = backbone.logit_scale.exp() * pair_scores(backbone, image, text).T
     labels = torch.arange(len(logits))
     total = functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)
+    if isinstance(backbone, BlipBackbone):
+        total = total + matching_loss(backbone, pixels, tokens)
     if backbone.logit_bias is not None:
         signs = 2 * torch.eye(len(logits)) - 1
         total = total - functional.logsigmoid(signs * (logits + backbone.logit_bias)).mean()
@@ -64,6 +67,19 @@ def loss(backbone) -> Tensor:
         judged = adapter.join.matching(image[:, :size], text[:, :size])
         total = total - functional.logsigmoid(judged).mean()
     return total
+
+
+def matching_loss(backbone, pixels, tokens) -> Tensor:
+    """Each text with its own picture (a match) and with the next one (none)."""
+    seen = backbone.encode_image_tokens(pixels)
+    found = [
+        functional.cross_entropy(
+            backbone.match(tokens.ids, tokens.mask, seen.roll(shift, 0)),
+            torch.full((len(seen),), int(shift == 0)),
+        )
+        for shift in (0, 1)
+    ]
+    return found[0] + found[1]
 
 
 def train(backbone, adapter, steps: int = 2, rate: float = 0.02) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPModel, CLIPProcessor, SiglipModel
+from transformers import (
+    BlipForImageTextRetrieval,
+    BlipProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    SiglipModel,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -39,7 +46,19 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["clip", "siglip"])
+@pytest.fixture(scope="session")
+def blip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BLIP: model and combined processor through save_pretrained."""
+    folder = tmp_path_factory.mktemp("hf") / "blip"
+    source = tiny("blip", seed=3)
+    torch.manual_seed(3)
+    BlipForImageTextRetrieval(source.model.config).save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    BlipProcessor(images, source.tokenize.tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["clip", "siglip", "blip"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    """Both families in turn."""
+    """All families in turn."""
     return request.getfixturevalue(f"{request.param}_folder")

@@ -20,6 +20,7 @@ def pixels(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("folder", ["clip", "siglip"], indirect=True)
 def test_image_features_equal_the_models_own(folder):
     backbone = load(str(folder))
     batch = pixels(3)
@@ -56,13 +57,16 @@ def test_sites_name_real_modules_and_widths(family):
         "vision.0.attention",
         "vision.0.mlp",
         "vision.0.block",
+        "vision.0.residual",
         "text.embedding",
         "text.0.attention",
         "text.0.mlp",
         "text.0.block",
+        "text.0.residual",
         "text.1.attention",
         "text.1.mlp",
         "text.1.block",
+        "text.1.residual",
     ]
     seen = {}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -37,8 +38,10 @@ def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
         ("clip", CLIPImageProcessorPil(**PADDED)),
         ("siglip", SiglipImageProcessorPil(**SIGLIP)),
         ("siglip", SiglipImageProcessorPil(**SIGLIP2)),
+        ("blip", BlipImageProcessorPil(**SIGLIP)),
+        ("blip", BlipImageProcessorPil()),
     ],
-    ids=["clip", "clip-padded", "siglip", "siglip2"],
+    ids=["clip", "clip-padded", "siglip", "siglip2", "blip", "blip-as-it-is"],
 )
 def test_equals_the_reference_processor(family, reference, size):
     mine = ImagePreprocess.from_config(reference.to_dict(), family, "memory")

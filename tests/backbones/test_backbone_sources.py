@@ -31,6 +31,8 @@ def count(backbone) -> int:
         ("clip-vit-large-patch14", 427_616_513),
         ("siglip-base-patch16-224", 203_155_970),
         ("siglip2-base-patch16-224", 375_187_970),
+        # Encoders of 223,057,152 (with 197 picture tokens) and 395,266 in projections and head.
+        ("blip-base-224", 223_452_418),
     ],
 )
 def test_true_architectures_without_weights(name, parameters):
@@ -48,7 +50,9 @@ def test_true_architectures_without_weights(name, parameters):
 def test_every_architecture_builds():
     for name in config_names():
         backbone = load(f"config:{name}", weights=False)
-        assert len(backbone.sites()) == 2 + 3 * (backbone.depth("vision") + backbone.depth("text"))
+        fusion = backbone.depth("fusion") if "fusion" in backbone.towers else 0
+        layers = backbone.depth("vision") + backbone.depth("text") + fusion
+        assert len(backbone.sites()) == 2 + 4 * layers
 
 
 def test_random_weights_come_from_the_seed_alone():
@@ -148,7 +152,7 @@ def test_new_source_refuses_what_is_no_description(tmp_path, content):
         ("openai/clip-vit-base-patch32", "hub repository"),
         ("pico-clop", "pico-clip"),
         ("config:clip-vit-base-patch3", "clip-vit-base-patch32"),
-        ("tiny:blip", "family"),
+        ("tiny:flava", "family"),
         ("new:absent.yaml", "cannot be read"),
         (str(PICO), "not a file"),
         (str(ROOT / "recipes"), "config.json"),

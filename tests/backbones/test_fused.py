@@ -219,6 +219,25 @@ def test_wrong_sources_are_refused(source: str, message: str) -> None:
         load(source)
 
 
+def test_blip_is_a_member_with_its_class_tokens_in_front() -> None:
+    fused = load("fuse:tiny:blip+tiny:clip")
+    blip = fused.members[0]
+    pixels = torch.randn(2, 3, *fused.preprocess.size)
+    tokens = fused.tokenize(["a red door", "a boat"])
+    [own, *_] = fused.packed_tokens.split(tokens.ids, tokens.mask)
+    with torch.no_grad():
+        seen = fused.look_at_images(pixels)[0]
+        said = fused.look_at_texts(tokens.ids, tokens.mask)[0]
+        image = blip.encode_image(fused.packed.split(pixels)[0])
+        text = blip.encode_text(own.ids, own.mask)
+        torch.testing.assert_close(blip.model.vision_proj(seen.tokens[:, 0]), image)
+        torch.testing.assert_close(blip.model.text_proj(said.tokens[:, 0]), text)
+    torch.testing.assert_close(seen.embedding, image)
+    torch.testing.assert_close(said.embedding, text)
+    assert seen.mask.all()
+    assert torch.equal(said.mask, own.mask)
+
+
 def test_wrong_members_are_refused(fused) -> None:
     class Plain(backbones.HFBackbone):
         family = "plain"

@@ -23,30 +23,48 @@ from crossadapt.adapters.plan import (
     Stream,
 )
 from crossadapt.adapters.prompting import Prompting, prompt_hooks
+from crossadapt.adapters.tap import Tap
 from crossadapt.backbones.fused import FusedBackbone
+from crossadapt.layers.fusion import is_fusing
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from crossadapt.backbones.base import Backbone
+    from crossadapt.backbones.base import Backbone, Site
 
 
 class SiteHook:
     """A forward hook that replaces a site's output by the module's, at the adapter's strength.
 
-    An object rather than a closure, so that a deep copy of the backbone copies it too.
+    Where the text and the fusion tower are the same layers, a hook of the fusion tower rests while
+    texts are encoded alone. An object rather than a closure, so that a deep copy of the backbone
+    copies it too.
     """
 
-    def __init__(self, adapter: AttachedAdapter, module: nn.Module, parallel: bool = False) -> None:
+    def __init__(
+        self, adapter: AttachedAdapter, module: nn.Module, site: Site, parallel: bool = False
+    ) -> None:
         self.adapter, self.module, self.parallel = adapter, module, parallel
+        self.fusion = site.tower == "fusion"
+        self.tap = Tap(site) if parallel and site.source else None
 
     def __call__(self, site: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Tensor outputs are replaced; of a tuple, the first element is."""
-        if dialled(self.adapter) == 0.0:
+        if self.rests:
             return output
+        inputs = self.read(inputs)
         if isinstance(output, tuple):
             return (self.blend(output[0], inputs), *output[1:])
         return self.blend(output, inputs)
+
+    @property
+    def rests(self) -> bool:
+        """Whether the site's output stays as it is, here and now."""
+        return dialled(self.adapter) == 0.0 or (self.fusion and not is_fusing())
+
+    def read(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What a parallel module works on, first: the site's own inputs, or what the tap kept."""
+        return inputs if self.tap is None else (self.tap.take(),)
 
     def blend(self, x: Tensor, inputs: tuple[Any, ...] = ()) -> Tensor:
         """``x + s (module(x) - x)``, in parallel ``x + s module(input)``; at strength 1 s is 1."""
@@ -96,7 +114,7 @@ class AttachedAdapter(nn.Module):
         self.lr_scales: dict[str, float] = {}
         self._shadow: tuple[Shadow, nn.Module] | None = None
         self._tuners: list[nn.Module] = []
-        self._sites: list[tuple[str, str]] = []
+        self._sites: list[Site] = []
         self._parallel: set[str] = set()
         self._inside: list[Heads | Stream] = []
         self._prompts: list[Prompts] = []
@@ -126,7 +144,7 @@ class AttachedAdapter(nn.Module):
         site = item.site
         module = item.module.to(device=device, dtype=torch.float32)
         self.insertions[site.name.replace(".", "_")] = module
-        self._sites.append((site.name, site.path))
+        self._sites.append(site)
         if item.parallel:
             self._parallel.add(site.name)
         self._remember((f"{site.name}.{n}", p) for n, p in module.named_parameters())
@@ -218,9 +236,9 @@ class AttachedAdapter(nn.Module):
 
     def site_hooks(self) -> Iterator[tuple[str, SiteHook]]:
         """For each site the dotted path of its submodule, and what replaces its output."""
-        for name, path in self._sites:
-            module = self.insertions[name.replace(".", "_")]
-            yield path, SiteHook(self, module, name in self._parallel)
+        for site in self._sites:
+            module = self.insertions[site.name.replace(".", "_")]
+            yield site.path, SiteHook(self, module, site, site.name in self._parallel)
 
     def overrides(self) -> Mapping[str, Tensor]:
         """Tensors to use instead of backbone parameters now: ``W0 + s (W1 - W0)``, W0's dtype."""
@@ -243,6 +261,9 @@ class AttachedAdapter(nn.Module):
         """Take effect on `backbone`; the engine makes sure that no other adapter is active."""
         modules = dict(backbone.model.named_modules())
         for path, hook in self.site_hooks():
+            if hook.tap is not None:
+                source = modules[hook.tap.site.source]
+                self._handles.append(source.register_forward_hook(hook.tap))
             self._handles.append(modules[path].register_forward_hook(hook))
         for item in self._inside:
             self._handles += bind_inside(self, item, backbone)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from crossadapt.adapters.attach import active
-from crossadapt.adapters.dial import dialled
+from crossadapt.adapters.tap import Tap
 from crossadapt.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ class _Rows:
         if len(first) != self.batch:
             raise ValueError(f"the mixture has {self.batch} rows, the batch has {len(first)}")
         for rows, hook in self.parts:
-            if dialled(hook.adapter) != 0.0:
+            if not hook.rests:
                 rows = rows.to(first.device)
-                source = tuple(x[rows] for x in inputs[:1]) if hook.parallel else ()
+                source = tuple(x[rows] for x in hook.read(inputs)[:1]) if hook.parallel else ()
                 first = first.index_copy(0, rows, hook.blend(first[rows], source))
         return (first, *output[1:]) if isinstance(output, tuple) else first
 
@@ -78,12 +78,18 @@ def mixed(backbone: Backbone, rows: Sequence[AttachedAdapter | None]) -> Iterato
                 fix="encode its rows by themselves, with the adapter active",
             )
     sites: dict[str, _Rows] = {}
+    taps: list[Tap] = []
     for key, adapter in chosen.items():
         index = torch.tensor(places[key])
         for path, hook in adapter.site_hooks():
             sites.setdefault(path, _Rows(len(rows))).parts.append((index, hook))
+            if hook.tap is not None:
+                taps.append(hook.tap)
     handles = []
     try:
+        for tap in taps:
+            source = backbone.model.get_submodule(tap.site.source)
+            handles.append(source.register_forward_hook(tap))
         for path, hook in sites.items():
             module = backbone.model.get_submodule(path)
             handles.append(module.register_forward_hook(hook))

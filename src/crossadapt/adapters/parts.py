@@ -40,8 +40,8 @@ def parameter_parts(backbone: Backbone) -> Parts:
     """
     prefixes: dict[str, tuple[Tower, int]] = {}
     for site in backbone.sites():
-        if site.kind in ("attention", "mlp"):
-            prefixes[site.path.rpartition(".")[0] + "."] = (site.tower, site.layer)
+        if site.kind == "block":
+            prefixes[site.path + "."] = (site.tower, site.layer)
     if not prefixes:
         raise UserError(
             "this backbone has no layers of its own to train",
@@ -70,13 +70,19 @@ def parameter_parts(backbone: Backbone) -> Parts:
 
 
 def parameter_tower(backbone: Backbone, name: str) -> str:
-    """``vision``, ``text`` or ``shared`` (logit scale and the like) for a parameter name."""
+    """``vision``, ``text``, ``fusion`` or ``shared`` (logit scale and so on) for a parameter name.
+
+    Layers that the text and the fusion tower share belong to the text tower.
+    """
+    if ".crossattention." in name:
+        return "fusion"
     first = name.partition(".")[0]
-    roots = {site.path.partition(".")[0]: site.tower for site in backbone.sites()}
+    sites = [site for site in backbone.sites() if site.tower != "fusion"]
+    roots = {site.path.partition(".")[0]: site.tower for site in sites}
     if first in roots:
         return roots[first]
     # Projections stand beside the towers: CLIP's visual_projection and text_projection.
-    for tower, mark in (("vision", "vis"), ("text", "text")):
+    for tower, mark in (("vision", "vis"), ("text", "text"), ("fusion", "itm")):
         if first.startswith(mark):
             return tower
     return "shared"

@@ -28,8 +28,9 @@ class Insertion:
     is not saved and must follow from config and seed.
 
     With `parallel` the module works beside the site instead of behind it: it maps the site's
-    *input* to what is added to the output. Only for `mlp` and `block` sites, whose input is the
-    first positional argument in every family.
+    *input* (or what the site's `source` says) to what is added to the output. Only for `mlp`,
+    `block`, `residual`, `key` and `value` sites, whose input is the first positional argument in
+    every family; `residual` sites take no other insertions.
     """
 
     site: Site

@@ -145,11 +145,11 @@ def check_prompts(backbone: Backbone, item: Prompts, method: str) -> str:
     """
     sites = {site.name: site for site in backbone.sites()}
     site = sites.get(f"{item.tower}.embedding")
-    if site is None:
+    if site is None or item.tower not in backbone.prompt_towers:
         raise UserError(
             f"the plan of {method} puts prompts into the {item.tower!r} tower",
             where=backbone.source,
-            fix="prompts stand in the vision or the text tower of this backbone",
+            fix="this backbone takes prompts in: " + ", ".join(backbone.prompt_towers),
         )
     where = f"{item.tower}.prompts"
     depth = backbone.depth(item.tower)

@@ -27,6 +27,7 @@ from crossadapt.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from crossadapt.backbones.base import Backbone, Site
 
+_SERIAL = ("embedding", "attention", "cross-attention")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -78,7 +79,7 @@ def check_plan(backbone: Backbone, plan: Any, method: str) -> None:
             for name, parameter in item.module.named_parameters():
                 check_finite(parameter, f"{key}.{name}")
             if isinstance(item, Stream):
-                _probe(item.module, key, item.site.width)
+                _probe(item.module, key, item.site.width, item.site.width)
         elif isinstance(item, Prompts):
             key = check_prompts(backbone, item, method)
         elif isinstance(item, Companion):
@@ -118,38 +119,46 @@ def _check_insertion(item: Insertion, sites: Mapping[str, Site], method: str, so
             where=site.name,
             fix="insert a torch.nn.Module",
         )
-    if item.parallel and site.kind not in ("mlp", "block"):
+    allowed = (item.parallel and site.kind not in _SERIAL) or (
+        not item.parallel and site.kind != "residual"
+    )
+    if not allowed:
         raise UserError(
-            f"the plan of {method} inserts in parallel to {site.name}",
+            f"the plan of {method} inserts {'in parallel to' if item.parallel else 'behind'} "
+            f"{site.name}",
             where=site.path,
-            fix="parallel insertions stand at mlp and block sites",
+            fix="parallel insertions stand at mlp, block, residual, key and value sites, others at "
+            "all but residual sites",
         )
     for name, parameter in item.module.named_parameters():
         check_finite(parameter, f"{site.name}.{name}")
-    _probe(item.module, site.name, site.width)
+    read = site.read_width if item.parallel and site.read_width else site.width
+    _probe(item.module, site.name, read, site.width)
     return site.name
 
 
-def _probe(module: nn.Module, where: str, width: int) -> None:
-    """Run the module once on zeros, to see that it maps (..., width) to the same shape."""
+def _probe(module: nn.Module, where: str, read: int, width: int) -> None:
+    """Run the module once on zeros, to see that it maps (..., read) to (..., width)."""
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     dtype = parameter.dtype if parameter is not None else torch.float32
     try:
         with torch.no_grad():
-            out = module(torch.zeros(1, 2, width, device=device, dtype=dtype))
+            out = module(torch.zeros(1, 2, read, device=device, dtype=dtype))
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the module for {where} does not accept {width} channels: {error}",
+            f"the module for {where} does not accept {read} channels: {error}",
             where=where,
-            fix=f"build it with width {width}",
+            fix=f"build it with width {read}",
         ) from error
     if not isinstance(out, torch.Tensor) or out.shape != (1, 2, width):
         shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         raise UserError(
-            f"the module for {where} turns (1, 2, {width}) into {shape}",
+            f"the module for {where} turns (1, 2, {read}) into {shape}",
             where=where,
-            fix="an insertion must keep the shape of its input",
+            fix="an insertion must keep the shape of its input"
+            if read == width
+            else f"it must give (1, 2, {width})",
         )
 
 

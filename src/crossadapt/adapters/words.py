@@ -19,8 +19,17 @@ def word_vectors(backbone: Backbone, words: str, count: int) -> Tensor | None:
     through PEFT, whose plan is only looked at.
 
     Raises:
-        UserError: the words have fewer tokens, or the backbone has no tokenizer.
+        UserError: the backbone takes no prompts in texts, the words have fewer tokens, or it has no
+            tokenizer.
     """
+    if "text" not in backbone.prompt_towers:
+        raise UserError(
+            "this backbone takes no prompt tokens in its text tower: its layer norm follows the "
+            "embedding, where a prompt would enter",
+            where=backbone.source,
+            fix="use vpt (prompts in the vision tower), a CLIP or SigLIP backbone, or another "
+            "method such as uniadapter",
+        )
     if not words or backbone.tokenize is None:
         return None
     site = next(s for s in backbone.sites() if s.name == "text.embedding")

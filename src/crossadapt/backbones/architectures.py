@@ -49,6 +49,10 @@ def _clip(vision: _Tower, text: _Tower, image: int, patch: int, projection: int)
     return _Published("clip", vision, text, image, patch, 49408, 77, projection)
 
 
+def _blip(image: int) -> _Published:
+    return _Published("blip", _BASE, _BASE, image, 16, 30524, 512, 256)
+
+
 def _siglip(tower: _Tower, image: int, patch: int, vocabulary: int = 32000) -> _Published:
     return _Published("siglip", tower, tower, image, patch, vocabulary, 64)
 
@@ -62,6 +66,8 @@ _PUBLISHED = {
     "siglip-large-patch16-256": _siglip(_LARGE, 256, 16),
     "siglip-so400m-patch14-384": _siglip(_SO400M, 384, 14),
     "siglip2-base-patch16-224": _siglip(_BASE, 224, 16, vocabulary=256000),
+    "blip-base": _blip(384),
+    "blip-base-224": _blip(224),
 }
 
 
@@ -107,6 +113,8 @@ def load_config(
 
 def published_preprocess(family: str, size: int) -> ImagePreprocess:
     """Picture preparation of the released checkpoints of a family, at `size` pixels."""
+    if family == "blip":
+        return ImagePreprocess(CLIP_MEAN, CLIP_STD, resize=(size, size))
     if family == "clip":
         return ImagePreprocess(CLIP_MEAN, CLIP_STD, shortest_edge=size, crop=(size, size))
     return ImagePreprocess((0.5,) * 3, (0.5,) * 3, resize=(size, size))
@@ -124,5 +132,7 @@ def _hf_config(spec: _Published) -> object:
         return make_config(
             "siglip", vision, {**text, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
         )
+    if spec.family == "blip":
+        return make_config("blip", vision, text, image_text_hidden_size=spec.projection)
     shared = {"projection_dim": spec.projection}
     return make_config("clip", {**vision, **shared}, {**text, **shared}, **shared)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Tower = Literal["vision", "text", "fusion"]
-SiteKind = Literal["embedding", "attention", "mlp", "block"]
+SiteKind = Literal[
+    "embedding", "attention", "mlp", "block", "residual", "cross-attention", "key", "value"
+]
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,16 @@ class Site:
     a `token_embedding` and a `position_embedding`, those of vision towers a `patch_embedding`,
     each with its table as `weight`; a `class_embedding` says that a class token comes first.
 
+    ``residual`` sites are for parallel insertions only: what they read is the residual stream
+    behind a layer's attention, what they add joins the stream at the layer's end. In a fusion tower
+    ``cross-attention`` is the output of the attention over picture tokens before its residual,
+    ``key`` and ``value`` are that attention's projections of picture tokens, and ``residual`` reads
+    the stream behind it.
+
     `name` reads ``vision.3.attention``; `path` is the dotted path of the submodule inside
-    ``backbone.model``; `width` is the size of the last axis of its output.
+    ``backbone.model``; `width` is the size of the last axis of its output. A parallel insertion
+    reads the input of that submodule, or, where `source` is given, the input or output (`side`) of
+    the submodule at that path; `read_width` is the size of its last axis, `width` when 0.
     """
 
     name: str
@@ -35,6 +45,9 @@ class Site:
     kind: SiteKind
     path: str
     width: int
+    source: str = ""
+    side: Literal["input", "output"] = "input"
+    read_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,11 @@ class Tokens(Protocol):
         """Tokens in front of the words."""
         ...
 
+    @property
+    def fusion_start(self) -> int | None:
+        """What replaces the first token in a fusion tower; None for the same."""
+        ...
+
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Texts to ids and mask (B, L)."""
         ...
@@ -101,13 +119,17 @@ class Backbone(Protocol):
 
     `override_source` and `shadow` are where adapters that replace parameters or modules take
     effect: see `hf.HFBackbone`. `class_token` says whether the first token of the vision tower is
-    one, `causal_text` whether a word sees only the words before it. `attention` holds the
-    implementation in use per tower.
+    one, `causal_text` whether a word sees only the words before it, `masked_text` whether texts of
+    a batch are padded to its longest under a mask, so that modules that mix positions must mask
+    too, `prompt_towers` which towers take prompt tokens. `attention` holds the implementation in
+    use per tower.
     """
 
     family: ClassVar[str]
     class_token: ClassVar[bool]
     causal_text: ClassVar[bool]
+    masked_text: ClassVar[bool]
+    prompt_towers: ClassVar[tuple[str, ...]]
     source: str
     model: nn.Module
     adapters: nn.ModuleDict

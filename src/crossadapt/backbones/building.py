@@ -7,16 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from crossadapt.backbones.blip import BlipBackbone
 from crossadapt.backbones.clip import CLIPBackbone
 from crossadapt.backbones.hf import HFBackbone
 from crossadapt.backbones.siglip import SiglipBackbone
 from crossadapt.errors import UserError
 
-FAMILIES: dict[str, type[HFBackbone]] = {"clip": CLIPBackbone, "siglip": SiglipBackbone}
+FAMILIES: dict[str, type[HFBackbone]] = {
+    "clip": CLIPBackbone,
+    "siglip": SiglipBackbone,
+    "blip": BlipBackbone,
+}
 
 
 def make_config(family: str, vision: dict, text: dict, **fields: Any) -> Any:
-    """A Hugging Face `CLIPConfig` or `SiglipConfig` from plain dictionaries.
+    """A Hugging Face `CLIPConfig`, `SiglipConfig` or `BlipConfig` from plain dictionaries.
 
     Raises:
         UserError: values that transformers' own validation refuses.
@@ -33,9 +38,9 @@ def make_config(family: str, vision: dict, text: dict, **fields: Any) -> Any:
 
 def config_class(family: str) -> Any:
     """The Hugging Face configuration class of a supported ``model_type``."""
-    from transformers import CLIPConfig, SiglipConfig
+    from transformers import BlipConfig, CLIPConfig, SiglipConfig
 
-    return {"clip": CLIPConfig, "siglip": SiglipConfig}[family]
+    return {"clip": CLIPConfig, "siglip": SiglipConfig, "blip": BlipConfig}[family]
 
 
 def make_model(config: Any, *, seed: int, weights: bool) -> nn.Module:
@@ -55,6 +60,6 @@ def make_model(config: Any, *, seed: int, weights: bool) -> nn.Module:
 
 def model_class(model_type: str) -> Any:
     """The Hugging Face class of a supported ``model_type``."""
-    from transformers import CLIPModel, SiglipModel
+    from transformers import BlipForImageTextRetrieval, CLIPModel, SiglipModel
 
-    return {"clip": CLIPModel, "siglip": SiglipModel}[model_type]
+    return {"clip": CLIPModel, "siglip": SiglipModel, "blip": BlipForImageTextRetrieval}[model_type]

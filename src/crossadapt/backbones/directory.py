@@ -32,7 +32,7 @@ def load_directory(
     weights: bool = True,
     tokenizer: str | None = None,
 ) -> HFBackbone:
-    """A CLIP or SigLIP backbone from a directory in Hugging Face layout.
+    """A CLIP, SigLIP or BLIP backbone from a directory in Hugging Face layout.
 
     Args:
         folder: the directory.
@@ -126,14 +126,26 @@ def _config(folder: Path) -> Any:
         raise UserError(
             f"Models of type {family!r} are not supported.",
             where=str(path),
-            fix=hint if family == "siglip2" else "use a CLIP or SigLIP model",
+            fix=hint if family == "siglip2" else "use a CLIP, SigLIP or BLIP model",
         )
+    _check_head(family, values.get("architectures"), path)
     try:
         return config_class(family).from_dict(values)
     except Exception as error:  # transformers validates with its own error types
         raise UserError(
             "The model configuration is not valid.", where=f"{path}: {error}"
         ) from error
+
+
+def _check_head(family: str, architectures: Any, path: Path) -> None:
+    """BLIP checkpoints for captions and answers have no projections and no matching head."""
+    kind = (architectures or [None])[0] if isinstance(architectures, list) else None
+    if family == "blip" and kind not in (None, "BlipForImageTextRetrieval"):
+        raise UserError(
+            f"A {kind} has no projections and no matching head, which retrieval needs.",
+            where=str(path),
+            fix="use a BlipForImageTextRetrieval, such as Salesforce/blip-itm-base-coco",
+        )
 
 
 def _preprocess(folder: Path, config: Any) -> ImagePreprocess:

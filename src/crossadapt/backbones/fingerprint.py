@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,13 +75,16 @@ def fingerprint(backbone: HFBackbone) -> str:
     return digest.hexdigest()
 
 
-def identity_of(config: Any) -> dict[str, Any]:
-    """What shapes a feature in a Hugging Face configuration of two towers."""
+def identity_of(config: Any, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """What shapes a feature in a Hugging Face configuration of two towers.
+
+    `leave_out` names the settings that a family does not have or does not read.
+    """
     return {
-        "vision": _values(config.vision_config, _VISION),
-        "text": _values(config.text_config, _TEXT),
+        "vision": _values(config.vision_config, _VISION, leave_out),
+        "text": _values(config.text_config, _TEXT, leave_out),
     }
 
 
-def _values(config: Any, keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: getattr(config, key) for key in keys}
+def _values(config: Any, keys: tuple[str, ...], leave_out: Collection[str]) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in keys if key not in leave_out}

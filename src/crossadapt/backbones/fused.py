@@ -272,7 +272,7 @@ def _check(members: Sequence[HFBackbone], source: str) -> None:
             raise UserError(
                 f"{member.source} ({member.family}) offers no token features to fuse",
                 where=source,
-                fix="fuse CLIP and SigLIP models, or others that offer `image_tokens` and "
+                fix="fuse CLIP, SigLIP and BLIP models, or others that offer `image_tokens` and "
                 "`text_tokens`",
             )
         if len(member.adapters):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,6 @@ class Prompted(Protocol):
         ...
 
 
-_TOWERS: tuple[Literal["vision", "text"], ...] = ("vision", "text")
-
-
 def pooled(output: Any) -> Tensor:
     """The features of `get_image_features` or `get_text_features`, whatever the release returns.
 
@@ -60,7 +57,7 @@ class HFBackbone(nn.Module):
       features, for adapters that lengthen sequences.
 
     Args:
-        model: a `CLIPModel` or `SiglipModel`; frozen in place.
+        model: a model of the family's class; frozen in place.
         source: what `load` was given; kept for run records.
         preprocess: picture preparation of this checkpoint.
         tokenize: texts to `TokenBatch`.
@@ -69,6 +66,9 @@ class HFBackbone(nn.Module):
     family: ClassVar[str]
     class_token: ClassVar[bool] = True
     causal_text: ClassVar[bool] = True
+    masked_text: ClassVar[bool] = False
+    prompt_towers: ClassVar[tuple[str, ...]] = ("vision", "text")
+    towers: ClassVar[tuple[Tower, ...]] = ("vision", "text")
     model: Any
     shadow: nn.Module | None
 
@@ -183,7 +183,7 @@ class HFBackbone(nn.Module):
 
     def tower_config(self, tower: Tower) -> Any:
         """Hugging Face configuration of one tower; an unknown tower is a `UserError`."""
-        if tower not in _TOWERS:
+        if tower not in self.towers:
             raise UserError(
                 f"A {self.family} backbone has no {tower!r} tower.",
                 where=self.source,
@@ -220,7 +220,7 @@ class HFBackbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the frozen weights are."""
-        return self.model.logit_scale.device
+        return next(self.model.parameters()).device
 
     def sites(self) -> list[Site]:
         """Every insertion point, vision first, then text, by layer.
@@ -229,7 +229,7 @@ class HFBackbone(nn.Module):
         a tensor in transformers 5.x and a tuple in 4.57.
         """
         found = []
-        for tower in _TOWERS:
+        for tower in self.towers:
             width = self.width(tower)
             root = f"{tower}_model"
             found.append(
@@ -244,6 +244,16 @@ class HFBackbone(nn.Module):
                     ),
                     Site(f"{name}.mlp", tower, layer, "mlp", f"{path}.mlp", width),
                     Site(f"{name}.block", tower, layer, "block", path, width),
+                    # Beside the MLP but before the norm in front of it.
+                    Site(
+                        f"{name}.residual",
+                        tower,
+                        layer,
+                        "residual",
+                        f"{path}.mlp",
+                        width,
+                        source=f"{path}.layer_norm2",
+                    ),
                 ]
         return found
 
@@ -254,7 +264,7 @@ class HFBackbone(nn.Module):
 
         Call it again after moving the backbone to another device.
         """
-        for tower in _TOWERS:
+        for tower in self.towers:
             config = self.tower_config(tower)
             head = config.hidden_size // config.num_attention_heads
             picked = choice
@@ -289,11 +299,12 @@ class HFBackbone(nn.Module):
             "family": self.family,
             "fingerprint": None if self.device.type == "meta" else self.fingerprint,
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "dtype": str(self.model.logit_scale.dtype).removeprefix("torch."),
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "embedding_dim": self.embedding_dim,
             "image_size": list(self.image_size),
             "attention": dict(self.attention),
             "towers": {
-                tower: {"width": self.width(tower), "depth": self.depth(tower)} for tower in _TOWERS
+                tower: {"width": self.width(tower), "depth": self.depth(tower)}
+                for tower in self.towers
             },
         }

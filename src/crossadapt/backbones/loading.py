@@ -31,8 +31,8 @@ def load(
         source: one of
 
             * ``pico-clip``, the demonstration model inside this package;
-            * a local directory in Hugging Face layout (CLIP, SigLIP, fixed-resolution SigLIP 2),
-              or in open_clip's;
+            * a local directory in Hugging Face layout (CLIP, SigLIP, fixed-resolution SigLIP 2,
+              BLIP for retrieval), or in open_clip's;
             * a hub id such as ``openai/clip-vit-base-patch32``: the only source that may use the
               network, and only for that repository; files already in the cache are used offline;
             * ``open_clip:DIRECTORY`` or ``open_clip:HUB_ID``, a model in open_clip's layout, also
@@ -40,7 +40,7 @@ def load(
             * ``config:NAME``, the true architecture with random weights, see `config_names`, and
               ``config:open_clip/NAME`` for open_clip's own list;
             * ``new:FILE``, random weights and an own tokenizer as a YAML file describes;
-            * ``tiny:clip``, ``tiny:siglip`` or ``tiny:open_clip``, for tests;
+            * ``tiny:clip``, ``tiny:siglip``, ``tiny:open_clip`` or ``tiny:blip``, for tests;
             * ``fuse:A+B``, two or more of these as one backbone, see `fused`.
         attention: ``eager``, ``sdpa`` or ``auto``: what `choose_attention` picks per tower. The
             result is in `backbone.attention`.
@@ -152,7 +152,7 @@ def _locate(source: str, *, packed: bool = False) -> Path:
         )
     from crossadapt.backbones.architectures import config_names
 
-    tiny_names = [f"tiny:{family}" for family in ("clip", "siglip", "open_clip")]
+    tiny_names = [f"tiny:{family}" for family in ("clip", "siglip", "open_clip", "blip")]
     names = [*BUNDLED, *(f"config:{name}" for name in config_names()), *tiny_names]
     raise UserError(
         f"Unknown backbone {source!r}: no such directory and no such name.",

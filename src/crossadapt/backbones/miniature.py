@@ -12,7 +12,7 @@ from crossadapt.backbones.tokenizing import make_tokens
 from crossadapt.errors import UserError, did_you_mean
 
 _IMAGE, _PATCH = 32, 8
-_POSITIONS = {"clip": 32, "siglip": 24, "open_clip": 32}
+_POSITIONS = {"clip": 32, "siglip": 24, "open_clip": 32, "blip": 32}
 _CORPUS = (
     "a photo of a red door",
     "a drawing of two green birds on a blue boat",
@@ -37,13 +37,13 @@ def tiny(
     Depths and widths of the towers differ on purpose. Pictures are 32 x 32 with patches of 8.
 
     Args:
-        family: ``clip``, ``siglip`` or ``open_clip`` (with CLIP's whole vocabulary of 49,408, so
-            of some hundred thousand parameters).
+        family: ``clip``, ``siglip``, ``blip`` or ``open_clip`` (with CLIP's whole vocabulary of
+            49,408, so of some hundred thousand parameters).
         vision_layers: depth of the vision tower.
         text_layers: depth of the text tower.
         vision_width: hidden size of the vision tower, a multiple of `heads`.
         text_width: hidden size of the text tower, a multiple of `heads`.
-        projection_dim: size of the shared space of CLIP; SigLIP's is `vision_width`.
+        projection_dim: size of the shared space of CLIP and BLIP; SigLIP's is `vision_width`.
         heads: attention heads of both towers.
         seed: of the weights; the same seed gives the same model.
         weights: False builds it without weights.
@@ -67,8 +67,11 @@ def tiny(
             seed=seed,
             weights=weights,
         )
-    tokenizer = _clip_tokens() if family == "clip" else _siglip_tokens()
-    vision = {**_tower(vision_layers, vision_width, heads), "image_size": _IMAGE}
+    tokenizer = {"clip": _clip_tokens, "siglip": _siglip_tokens, "blip": _blip_tokens}[family]()
+    vision: dict[str, Any] = {
+        **_tower(vision_layers, vision_width, heads),
+        "image_size": _IMAGE,
+    }
     vision["patch_size"] = _PATCH
     text = {
         **_tower(text_layers, text_width, heads),
@@ -81,6 +84,9 @@ def tiny(
     if family == "clip":
         shared = {"projection_dim": projection_dim}
         config = make_config("clip", {**vision, **shared}, {**text, **shared}, **shared)
+    elif family == "blip":
+        vision["initializer_range"] = 0.02  # the library's default of 1e-10 is meant for loading
+        config = make_config("blip", vision, text, image_text_hidden_size=projection_dim)
     else:
         config = make_config("siglip", vision, {**text, "projection_size": vision_width})
     backbone = FAMILIES[family](
@@ -132,4 +138,35 @@ def _siglip_tokens() -> Any:
         eos_token=end,
         pad_token=end,
         model_max_length=_POSITIONS["siglip"],
+    )
+
+
+@lru_cache(maxsize=1)
+def _blip_tokens() -> Any:
+    """Single letters under BERT's rules, with BLIP's two further tokens."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordPiece
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    tokens = [*special, *letters, *(f"##{letter}" for letter in letters), "[DEC]", "[ENC]"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="[DEC]",
+        eos_token="[SEP]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+        model_max_length=_POSITIONS["blip"],
     )

@@ -18,6 +18,7 @@ from crossadapt.errors import UserError, did_you_mean
 
 _TOKENIZER_KEYS = {"type", "vocab_size", "file", "corpus"}
 _IMAGE_KEYS = {"size", "mean", "std"}
+_FAMILIES = ("clip", "blip")
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,19 @@ def read_architecture(path: str | Path) -> Architecture:
         if key not in loaded:
             raise UserError(f"The architecture file lacks {key!r}.", where=where, fix=f"add {key}:")
     described = Architecture(**loaded)
-    if described.family != "clip":
+    if described.family not in _FAMILIES:
         raise UserError(
-            f"new: builds the family 'clip', not {described.family!r}.",
+            f"new: builds the families 'clip' and 'blip', not {described.family!r}.",
             where=f"{where}: family",
             fix="write family: clip",
         )
-    towers = config_class("clip")().to_dict()
+    if described.family == "blip" and "logit_scale_init_value" in loaded:
+        raise UserError(
+            "A BLIP has no logit scale; its temperature is fixed.",
+            where=f"{where}: logit_scale_init_value",
+            fix="leave it out",
+        )
+    towers = config_class(described.family)().to_dict()
     for key, known in (
         ("vision", set(towers["vision_config"])),
         ("text", set(towers["text_config"])),
@@ -105,24 +112,29 @@ def load_new(
     """
     described = read_architecture(path)
     tokenizer = _tokenizer(described, Path(path).expanduser().parent, corpus)
-    config = make_config(
-        "clip",
-        _vision(described, path),
-        _text(described, tokenizer),
-        projection_dim=described.projection_dim,
-        logit_scale_init_value=described.logit_scale_init_value,
-    )
+    config = _config(described, path, tokenizer)
     source = f"new:{path}"
     missing = MissingTokens(
         source, "pass corpus=[...] to load, or set tokenizer.corpus in the file"
     )
     model = make_model(config, seed=described.seed if seed is None else seed, weights=weights)
-    return FAMILIES["clip"](
+    return FAMILIES[described.family](
         model,
         source=source,
         preprocess=_preprocess(described, config.vision_config.image_size),
         tokenize=missing if tokenizer is None else make_tokens(tokenizer, config, source),
     )
+
+
+def _config(described: Architecture, path: str, tokenizer: Any) -> Any:
+    vision, text = _vision(described, path), _text(described, tokenizer)
+    dim = described.projection_dim
+    if described.family == "blip":
+        # The library's own deviation of 1e-10 is meant for weights that are loaded afterwards.
+        vision = {"initializer_range": 0.02, **vision}
+        return make_config("blip", vision, text, image_text_hidden_size=dim)
+    scale = described.logit_scale_init_value
+    return make_config("clip", vision, text, projection_dim=dim, logit_scale_init_value=scale)
 
 
 def _tokenizer(described: Architecture, folder: Path, corpus: Sequence[str] | None) -> Any:
@@ -168,12 +180,13 @@ def _text(described: Architecture, tokenizer: Any) -> dict[str, Any]:
 
 
 def _preprocess(described: Architecture, size: int) -> ImagePreprocess:
-    return ImagePreprocess(
-        mean=tuple(described.image.get("mean", CLIP_MEAN)),
-        std=tuple(described.image.get("std", CLIP_STD)),
-        shortest_edge=size,
-        crop=(size, size),
-    )
+    mean = tuple(described.image.get("mean", CLIP_MEAN))
+    std = tuple(described.image.get("std", CLIP_STD))
+    square = (size, size)
+    # BLIP's own preparation squeezes a picture into the square, CLIP's cuts one out.
+    if described.family == "blip":
+        return ImagePreprocess(mean, std, resize=square)
+    return ImagePreprocess(mean, std, shortest_edge=size, crop=square)
 
 
 def _check_keys(given: Any, known: set[str], where: str) -> None:

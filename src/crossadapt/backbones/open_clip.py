@@ -106,7 +106,8 @@ class OpenClipBackbone(HFBackbone):
         """Every insertion point, vision first, then text, by layer.
 
         Named and ordered as everywhere; `path` follows open_clip's modules. In models with layer
-        scale (``ls_init_value``) what is inserted at an attention or mlp site is scaled too.
+        scale (``ls_init_value``) what is inserted at an attention, mlp or residual
+        site is scaled too.
         """
         found = []
         for tower, root in _ROOTS.items():
@@ -119,7 +120,10 @@ class OpenClipBackbone(HFBackbone):
                     Site(f"{name}.attention", tower, layer, "attention", f"{path}.attn", width),
                     Site(f"{name}.mlp", tower, layer, "mlp", f"{path}.mlp", width),
                     Site(f"{name}.block", tower, layer, "block", path, width),
-                ]
+                    # Beside the MLP but before the norm in front of it.
+                    Site(f"{name}.residual", tower, layer, "residual", f"{path}.mlp", width,
+                         source=f"{path}.ln_2"),
+                ]  # fmt: skip
         return found
 
     # -- choices and identity -----------------------------------------------------------------

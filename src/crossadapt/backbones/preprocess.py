@@ -16,6 +16,7 @@ from crossadapt.errors import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _WHITE = (255, 255, 255, 255)
+_SIZES = {"blip": 384}
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,14 @@ class ImagePreprocess:
 
         Args:
             config: the parsed file.
-            family: ``clip`` or ``siglip``; decides what an absent key means.
+            family: ``clip``, ``siglip`` or ``blip``; decides what an absent key means.
             where: the file, for messages.
 
         Raises:
             UserError: a step that is not supported, or pictures that would keep their own size.
         """
         try:
-            prepared = cls._from_config(config, clip=family == "clip")
+            prepared = cls._from_config(config, family)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 "The image processor is not understood.",
@@ -102,18 +103,20 @@ class ImagePreprocess:
         return prepared
 
     @classmethod
-    def _from_config(cls, config: Mapping[str, Any], *, clip: bool) -> ImagePreprocess:
+    def _from_config(cls, config: Mapping[str, Any], family: str) -> ImagePreprocess:
+        clip = family == "clip"
         unsupported = [key for key in ("do_pad", "do_reduce_labels") if config.get(key)]
         if not config.get("do_resize", True):
             unsupported.append("do_resize=false")
         if unsupported:
             raise ValueError(f"{', '.join(unsupported)} is not supported")
-        edge, resize = _size(config.get("size", 224), keep_ratio=clip)
+        edge, resize = _size(config.get("size", _SIZES.get(family, 224)), keep_ratio=clip)
         crop = None
         if config.get("do_center_crop", clip):
             _, crop = _size(config.get("crop_size", 224), keep_ratio=False)
         normalise = config.get("do_normalize", True)
-        default_mean, default_std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
+        halves = ((0.5,) * 3, (0.5,) * 3)
+        default_mean, default_std = halves if family == "siglip" else (CLIP_MEAN, CLIP_STD)
         mean, std = config.get("image_mean") or default_mean, config.get("image_std") or default_std
         if len(mean) != 3 or len(std) != 3:
             raise ValueError("image_mean and image_std need three values each")

@@ -19,6 +19,12 @@ from crossadapt.backbones.open_clip_files import save_open_clip
 from crossadapt.backbones.quiet import no_progress_bars
 from crossadapt.errors import UserError
 
+_PROCESSORS = {
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "blip": "BlipImageProcessor",
+}
+
 
 def save_backbone(backbone: HFBackbone, folder: str | Path, dtype: str = "float16") -> Path:
     """Save model, tokenizer and image processor so that any Hugging Face tool loads them.
@@ -106,8 +112,7 @@ def _write(backbone: HFBackbone, folder: Path, state: dict, tokenizer: Any, dtyp
     # Written after the weights: save_pretrained records the dtype of the model in memory.
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    name = "CLIPImageProcessor" if backbone.family == "clip" else "SiglipImageProcessor"
-    values = {"image_processor_type": name, **backbone.preprocess.to_dict()}
+    values = {"image_processor_type": _PROCESSORS[backbone.family], **backbone.preprocess.to_dict()}
     (folder / "preprocessor_config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 

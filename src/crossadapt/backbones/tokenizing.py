@@ -32,6 +32,8 @@ class Tokens:
     max_length: int = 0
     start: int = 0
     """Tokens in front of the words."""
+    fusion_start: int | None = None
+    """What stands in place of the first token when a text meets a picture; None for the same."""
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Texts to ids and mask (B, L)."""
@@ -92,14 +94,7 @@ class ClipTokens(Tokens):
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
         """Texts to ids and mask (B, L), L the longest real length in the batch."""
-        rows = _ids(self.tokenizer, checked(texts), self.max_length)
-        longest = max(map(len, rows))
-        ids = torch.full((len(rows), longest), self.pad, dtype=torch.int64)
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row)
-            mask[index, : len(row)] = True
-        return TokenBatch(ids, mask)
+        return _padded(_ids(self.tokenizer, checked(texts), self.max_length), self.pad)
 
     def make_room(self, ids: torch.Tensor, count: int) -> torch.Tensor:
         """See `Tokens.make_room`; the placeholders are further start tokens."""
@@ -152,6 +147,59 @@ class SiglipTokens(Tokens):
         return torch.cat([ids.new_full((len(ids), count), pad), ids], dim=1)
 
 
+class BlipTokens(Tokens):
+    """BLIP: class token, text, end, cut to the longest text of the batch under a mask.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        max_length: rows of the position table.
+        vocabulary: rows of the token table.
+        where: what to name in errors.
+
+    Raises:
+        UserError: the tokenizer puts nothing in front of a text, or knows more tokens than the
+            model.
+    """
+
+    start = 1
+
+    def __init__(self, tokenizer: Any, max_length: int, vocabulary: int, where: str) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = min(max_length, tokenizer.model_max_length)
+        ids, bare = (tokenizer(_PROBE, add_special_tokens=s)["input_ids"] for s in (True, False))
+        if ids[1:-1] != bare or len(tokenizer) > vocabulary:
+            raise UserError(
+                f"The tokenizer does not fit: it makes {ids} of a one-letter text and knows "
+                f"{len(tokenizer)} tokens, the model {vocabulary}.",
+                where=where,
+                fix="use the tokenizer the model was trained with",
+            )
+        pad = tokenizer.pad_token_id
+        self.pad = ids[-1] if pad is None else pad
+        self.fusion_start = _fusion_start(tokenizer, vocabulary)
+
+    def __call__(self, texts: Sequence[str]) -> TokenBatch:
+        """Texts to ids and mask (B, L), L the longest real length in the batch."""
+        return _padded(_ids(self.tokenizer, checked(texts), self.max_length), self.pad)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the vocabulary, its rules, and what starts a text in the fusion tower."""
+        return f"{super().identity}:{self.fusion_start}"
+
+
+def _fusion_start(tokenizer: Any, vocabulary: int) -> int | None:
+    """The id of BLIP's [ENC].
+
+    BLIP appended [DEC] and [ENC] to BERT's vocabulary. Converted checkpoints keep both rows of the
+    token table, but their tokenizers often know BERT's own 30,522 tokens only.
+    """
+    known = tokenizer.get_vocab().get("[ENC]")
+    if known is not None:
+        return known
+    return vocabulary - 1 if len(tokenizer) == vocabulary - 2 else None
+
+
 class MissingTokens(Tokens):
     """Stands where a backbone has no tokenizer; using it is an error, never a guess."""
 
@@ -164,8 +212,10 @@ class MissingTokens(Tokens):
 
 
 def make_tokens(tokenizer: Any, config: Any, where: str) -> Tokens:
-    """The tokenising rule of the family that `config` (a CLIP or SigLIP config) belongs to."""
+    """The tokenising rule of the family that `config` (CLIP, SigLIP or BLIP) belongs to."""
     text = config.text_config
+    if config.model_type == "blip":
+        return BlipTokens(tokenizer, text.max_position_embeddings, text.vocab_size, where)
     if config.model_type == "siglip":
         return SiglipTokens(tokenizer, text.max_position_embeddings, where)
     return ClipTokens(tokenizer, text.max_position_embeddings, text.eos_token_id, where)
@@ -194,6 +244,16 @@ def _ids(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:
     """Ids of each text, special tokens included, cut to `max_length`, not padded."""
     encoded = tokenizer(texts, truncation=True, max_length=max_length, padding=False)
     return encoded["input_ids"]
+
+
+def _padded(rows: list[list[int]], pad: int) -> TokenBatch:
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = True
+    return TokenBatch(ids, mask)
 
 
 def _identity(tokenizer: Any, max_length: int) -> str:

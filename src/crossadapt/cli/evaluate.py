@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crossadapt.cli.options import parse as parse_options
-from crossadapt.cli.output import accuracy, before_after, json_only, order_probe
+from crossadapt.cli.output import (
+    accuracy,
+    before_after,
+    json_only,
+    order_probe,
+    second_stage,
+)
 from crossadapt.errors import UserError
 
 
@@ -54,6 +60,10 @@ class EvaluateOptions:
     """Videos: which frames; as the adapter was trained, or segments, when unset."""
     pooling: Literal["mean", "text-conditioned"] | None = None
     """Videos: how frames meet a text; as the adapter was trained, or mean, when unset."""
+    rerank: int | None = None
+    """Also re-rank the so many nearest of each query with the fusion tower (BLIP backbones)."""
+    rerank_weight: float = 0.0
+    """Weight of the cosine beside the match logit when re-ranking: 0 as UniAdapter, 1 as BLIP."""
     report: Path | None = None
     """Also write an HTML report to this file."""
     json: bool = False
@@ -87,6 +97,9 @@ def run(options: EvaluateOptions) -> int:
             else:
                 before_after(frozen, found.adapted.result, options.split)
             adapted = found.adapted.probe if found.adapted is not None else None
+            for name, part in (("zero-shot", found.frozen), ("adapted", found.adapted)):
+                if part is not None and part.reranked is not None:
+                    second_stage(name, part.result, part.reranked)
             order_probe({"zero-shot": found.frozen.probe, "adapted": adapted})
         for line in (*found.notes, found.ledger.render()):
             if line:

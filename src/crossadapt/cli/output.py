@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from crossadapt.evaluation.classification import ClassificationResult
     from crossadapt.evaluation.metrics import RetrievalResult
     from crossadapt.evaluation.order_probe import ProbeResult
+    from crossadapt.tasks.rerank import Reranked
 
 
 @contextlib.contextmanager
@@ -70,7 +71,23 @@ def modalities(subsets: Mapping[str, Mapping[str, float]]) -> None:
         table("accuracy by modalities", ["modalities", "linear probe", "trained"], cells)
 
 
-def before_after(before: RetrievalResult | None, after: RetrievalResult, split: str) -> None:
+def second_stage(name: str, first: RetrievalResult, second: Reranked) -> None:
+    """Print shortlist and re-ranked scores of one model, and what re-ranking costs."""
+    labels = ("shortlist", "re-ranked")
+    print(f"{name}: the {second.rerank.k} nearest of each query re-ranked by the fusion tower")
+    before_after(first, second.result, "", labels=labels)
+    print(
+        f"re-ranking: {second.pairs:,} pairs in {second.seconds:.1f} s, "
+        f"{second.ms_per_query:.1f} ms per query"
+    )
+
+
+def before_after(
+    before: RetrievalResult | None,
+    after: RetrievalResult,
+    split: str,
+    labels: tuple[str, str] = ("zero-shot", "adapted"),
+) -> None:
     """Print frozen and adapted scores with 95 % intervals, and what the paired test says.
 
     With `before` None only one model was measured: its scores are shown as zero-shot.
@@ -79,7 +96,8 @@ def before_after(before: RetrievalResult | None, after: RetrievalResult, split: 
     from crossadapt.evaluation.metrics import DIRECTIONS, direction_label
 
     parts = ("r1", "r5", "r10", "median_rank")
-    models = {"zero-shot": after} if before is None else {"zero-shot": before, "adapted": after}
+    models = {labels[0]: after} if before is None else {labels[0]: before, labels[1]: after}
+    held_out = f"held-out split {split!r}, " if split else ""
     rows = []
     for direction in DIRECTIONS:
         for name, result in models.items():
@@ -91,8 +109,7 @@ def before_after(before: RetrievalResult | None, after: RetrievalResult, split: 
             ]
             rows.append([direction_label(direction), name, *cells])
     table(
-        f"held-out split {split!r}, protocol {after.protocol}: "
-        f"{after.images:,} pictures, {after.texts:,} texts",
+        f"{held_out}protocol {after.protocol}: {after.images:,} pictures, {after.texts:,} texts",
         ["direction", "model", "R@1", "R@5", "R@10", "median rank"],
         rows,
     )

@@ -52,6 +52,8 @@ class SearchOptions:
     """Compare with every item, also where there is an index."""
     compare: bool = False
     """Also show what the frozen model finds, and where it ranks each hit."""
+    rerank: int = 0
+    """Let the fusion tower judge the so many nearest items and sort them anew (BLIP backbones)."""
     store: str | None = None
     """Folder or s3:// address of the collections; the user's own when unset."""
     json: bool = False
@@ -106,6 +108,7 @@ def _query(options: SearchOptions) -> Query:
         strength=options.strength,
         exact=options.exact,
         compare=options.compare,
+        rerank=options.rerank,
     )
 
 

@@ -12,7 +12,7 @@ Those of the published text-video sets are in `video_protocols`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,7 +125,7 @@ def evaluate(
 
 
 def evaluate_scores(
-    scores: Scores,
+    scores: Scores | Mapping[str, Scores],
     image_groups: Groups,
     text_groups: Groups,
     protocol: str = "pairs",
@@ -136,7 +136,8 @@ def evaluate_scores(
     """`evaluate` for a similarity that is no product of two vectors.
 
     Args:
-        scores: see `Scores`; asked for one block at a time, twice for every pair.
+        scores: see `Scores`; asked for one block at a time, twice for every pair. Or one each for
+            ``text_to_image`` and ``image_to_text``; a block holds the whole gallery of its queries.
         image_groups: N group names.
         text_groups: M group names.
         protocol: one of `protocol_names()`.
@@ -152,10 +153,12 @@ def evaluate_scores(
     def ranker(
         direction: str, q: np.ndarray, g: np.ndarray, q_codes: np.ndarray, g_codes: np.ndarray
     ) -> Ranks:
+        asked = scores[direction] if isinstance(scores, Mapping) else scores
+
         def score(stripe: slice) -> np.ndarray:
             if direction == "text_to_image":
-                return scores(q[stripe], g)
-            return scores(g, q[stripe]).T
+                return asked(q[stripe], g)
+            return asked(g, q[stripe]).T
 
         grouped = rule.grouped_captions and direction == "image_to_text"
         return rank_stripes(score, q_codes, g_codes, block, grouped)

@@ -219,8 +219,15 @@ def plan(backbone: Backbone, config: MVAdapterConfig) -> Plan:
     """A branch behind every MLP of both towers; last layers tied, counted from the end.
 
     Raises:
-        UserError: more tied layers, or words, than the towers have.
+        UserError: more tied layers, or words, than the towers have; a backbone that masks padding.
     """
+    if backbone.masked_text:
+        raise UserError(
+            "mv-adapter's text branch mixes all positions, and this backbone pads texts under a "
+            "mask that the branch does not see",
+            where=backbone.source,
+            fix="use a CLIP or SigLIP backbone, or another method such as uniadapter",
+        )
     depth = {"vision": backbone.depth("vision"), "text": backbone.depth("text")}
     limit = backbone.tokens("text")
     if config.tied > min(depth.values()):

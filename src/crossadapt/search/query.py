@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossadapt.errors import UserError
 from crossadapt.search.cache import matrix
 from crossadapt.search.card import FROZEN, attribute_column, vector_column
 from crossadapt.search.clips import find_moments
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from crossadapt.search.calibration import Calibration
     from crossadapt.search.collection import Collection
     from crossadapt.search.embedder import Embedder
+    from crossadapt.search.reranking import Reranker
 
 __all__ = [
     "FROZEN",
@@ -72,6 +74,8 @@ class Hit:
     """Seconds; 0 for pictures."""
     frozen_rank: int | None = None
     """Rank of the item by the frozen model among the same items; None unless compared."""
+    match: float | None = None
+    """Match logit of the fusion tower; None unless re-ranked."""
     start: float | None = None
     """Where in a video the best frame is, in seconds; None for pictures."""
     frame: int | None = None
@@ -97,7 +101,7 @@ class Result:
     passing: int
     """Items that pass the filter."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time of ``prepare``, ``embed``, ``search`` and ``total``."""
+    """Time of ``prepare``, ``embed``, ``search``, ``total``, and ``rerank`` where asked for."""
     notes: list[str] = field(default_factory=list)
     """What the asker should know."""
 
@@ -107,6 +111,7 @@ def rank(
     vectors: Vectors,
     collection: Collection,
     calibration: Calibration | None = None,
+    reranker: Reranker | None = None,
 ) -> Result:
     """Search with an embedded query and gather everything shown about each hit.
 
@@ -115,6 +120,7 @@ def rank(
         vectors: from `embed`.
         collection: the collection it was prepared for.
         calibration: adds the calibrated scores; without it they are None.
+        reranker: needed for a query with `rerank`.
 
     Raises:
         UserError: the filter is wrong, or nothing is left of the query.
@@ -135,10 +141,17 @@ def rank(
         for hit, value in zip(hits, values, strict=True):
             hit.calibrated = value
         notes += [note] if note else []
+    seconds = {}
+    if query.rerank:
+        if reranker is None:
+            raise UserError("re-ranking is not offered here", where="rerank", fix="leave it out")
+        judged, seconds["rerank"], more = reranker.rerank(prepared, hits[: query.rerank])
+        hits = [*judged, *hits[query.rerank :]][: query.k]
+        notes += more
     frozen_hits = None
     if query.compare:
         frozen_hits = _compare(prepared, vectors, collection, calibration, hits)
-    seconds = {"search": time.perf_counter() - began}
+    seconds["search"] = time.perf_counter() - began - seconds.get("rerank", 0.0)
     return Result(
         hits, frozen_hits, view, strength, found.plan, found.searched, found.passing, seconds, notes
     )
@@ -147,11 +160,11 @@ def rank(
 def _find(
     prepared: Prepared, vector: np.ndarray, collection: Collection, view: str, strength: float
 ) -> tuple[list[str], list[float], Any]:
-    """Ids and cosines of the best k, without the liked item, and the store's own answer."""
+    """Ids and cosines of the best k or shortlist, without the liked item; the store's answer."""
     query = prepared.query
     found = collection.search(
         vector,
-        query.k + bool(query.like),
+        max(query.k, query.rerank) + bool(query.like),
         view=view,
         strength=strength,
         filter=query.filter,
@@ -161,7 +174,7 @@ def _find(
         (name, float(score))
         for name, score in zip(found.ids, found.scores, strict=True)
         if name != query.like
-    ][: query.k]
+    ][: max(query.k, query.rerank)]
     return [name for name, _ in pairs], [score for _, score in pairs], found
 
 
@@ -256,6 +269,7 @@ class Searcher:
     ) -> None:
         self.collection, self.embedder = collection, embedder
         self.calibration = None
+        self._reranker: Reranker | None = None
         if calibrated:
             from crossadapt.search.calibration import Calibration
 
@@ -276,7 +290,11 @@ class Searcher:
         ready = time.perf_counter()
         vectors = embed(prepared, self.embedder)
         embedded = time.perf_counter()
-        result = rank(prepared, vectors, self.collection, self.calibration)
+        if query.rerank and self._reranker is None:
+            from crossadapt.search.reranking import Reranker
+
+            self._reranker = Reranker(self.collection, self.embedder)
+        result = rank(prepared, vectors, self.collection, self.calibration, self._reranker)
         result.seconds = {
             "prepare": ready - began,
             "embed": embedded - ready,

@@ -55,6 +55,8 @@ class Query:
     """Compare with every item, although an index would be faster."""
     compare: bool = False
     """Also return what the frozen model finds, and where it ranks each hit."""
+    rerank: int = 0
+    """How many of the nearest items the fusion tower judges and sorts anew; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _checked(
     query = replace(query, text=text, exclude=exclude, like=query.like.strip())
     _check_parts(query)
     _check_numbers(query, limits)
+    _check_rerank(query, limits)
     filter_parser.parse(query.filter, card.filterable)
     return query, *_views(query, card)
 
@@ -188,6 +191,31 @@ def _check_parts(query: Query) -> None:
         where="text, image, like",
         fix='give a text such as "red door", a picture, or the id of an item',
     )
+
+
+def _check_rerank(query: Query, limits: Limits) -> None:
+    """Judging needs words, and the model as it is: no mixtures."""
+    if not isinstance(query.rerank, int) or not 0 <= query.rerank <= limits.max_k:
+        raise UserError(
+            f"rerank is {query.rerank!r}",
+            where="rerank",
+            fix=f"judge between 1 and {limits.max_k:,} hits",
+        )
+    if not query.rerank:
+        return
+    if not query.text:
+        raise UserError("re-ranking needs words", where="rerank", fix="give a text")
+    for name in ("image", "like", "exclude", "compare"):
+        if getattr(query, name):
+            raise UserError(
+                f"re-ranking judges words and pictures, not {name}",
+                where=name,
+                fix=f"leave out {name} or rerank",
+            )
+    if query.strength < 1:
+        raise UserError(
+            "re-ranking uses the adapter as trained", where="strength", fix="leave out strength"
+        )
 
 
 def _check_numbers(query: Query, limits: Limits) -> None:

@@ -31,6 +31,7 @@ def document(result: Result, collection: str, query: Query) -> dict[str, Any]:
             "view": result.view,
             "strength": result.strength,
             "k": query.k,
+            "rerank": query.rerank,
             "plan": result.plan,
             "searched": result.searched,
             "passing": result.passing,
@@ -94,6 +95,12 @@ def show(result: Result, collection: Collection, query: Query, pictures: Protoco
         f"{len(result.hits)} of {result.passing:,} items, {result.plan}, "
         f"{result.seconds.get('total', 0):.2f} s"
     )
+    if query.rerank:
+        judged = sum(hit.match is not None for hit in result.hits)
+        print(
+            f"re-ranked the {query.rerank} nearest in {1000 * result.seconds['rerank']:.0f} ms; "
+            f"{judged} of the hits shown were judged"
+        )
     for note in result.notes:
         print(f"note: {legible(note)}", file=sys.stderr)
 
@@ -116,7 +123,9 @@ def _table(title: str, hits: Sequence[Hit], *, compared: bool, name: str) -> Non
 
     print(title)  # a title of the grid's own would be wrapped to the width of its columns
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    numbers = ["rank", "cosine", "calibrated", *([name] if compared else [])]
+    judged = any(hit.match is not None for hit in hits)
+    numbers = ["rank", *(["match"] if judged else []), "cosine", "calibrated"]
+    numbers += [name] if compared else []
     clips = any(hit.start is not None for hit in hits)
     numbers += ["at"] if clips else []
     for column in numbers:
@@ -128,7 +137,9 @@ def _table(title: str, hits: Sequence[Hit], *, compared: bool, name: str) -> Non
     for hit in hits:
         calibrated = "-" if hit.calibrated is None else f"{hit.calibrated:.2f}"
         frozen = "-" if hit.frozen_rank is None else f"{hit.frozen_rank:,}"
-        cells = [str(hit.rank), f"{hit.cosine:.3f}", calibrated, *([frozen] if compared else [])]
+        match = "-" if hit.match is None else f"{hit.match:.2f}"
+        cells = [str(hit.rank), *([match] if judged else []), f"{hit.cosine:.3f}", calibrated]
+        cells += [frozen] if compared else []
         if clips:
             cells.append("" if hit.start is None else f"{hit.start:.1f} s")
         caption = hit.texts[0] if hit.texts else ""

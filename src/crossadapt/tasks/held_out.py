@@ -33,12 +33,12 @@ class HeldOut:
         precision: Precision | None = None,
     ) -> None:
         self.manifest, self.pixels, self.precision = manifest, pixels, precision
-        self._tokens = backbone.tokenize(manifest.texts)
+        self.tokens = backbone.tokenize(manifest.texts)
 
     def encode(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
         """Features of the items (N, D) and of the texts (M, D), in the manifest's order."""
         images = encode_images(backbone, self.pixels, precision=self.precision)
-        return images, encode_texts(backbone, self._tokens, precision=self.precision)
+        return images, encode_texts(backbone, self.tokens, precision=self.precision)
 
     def evaluate(self, backbone: Backbone, protocol: str = "pairs") -> RetrievalResult:
         """Retrieval in both directions with whatever adapter is active."""
@@ -46,7 +46,7 @@ class HeldOut:
 
     def score(self, images: Tensor, texts: Tensor, protocol: str = "pairs") -> RetrievalResult:
         """Retrieval with features that `encode` gave."""
-        return evaluate(images, texts, *self._sides(), protocol)
+        return evaluate(images, texts, *self.sides(), protocol)
 
     def score_pairs(
         self, backbone: Backbone, images: Tensor, texts: Tensor, protocol: str = "pairs"
@@ -59,9 +59,9 @@ class HeldOut:
         def block(text_rows: np.ndarray, image_rows: np.ndarray) -> np.ndarray:
             return found[np.ix_(image_rows, text_rows)].T
 
-        return evaluate_scores(block, *self._sides(), protocol, similarity="pair scores")
+        return evaluate_scores(block, *self.sides(), protocol, similarity="pair scores")
 
-    def _sides(self) -> tuple[list[str], list[str]]:
+    def sides(self) -> tuple[list[str], list[str]]:
         """Group names of the items and of the texts."""
         names = self.manifest.group_names
         return (

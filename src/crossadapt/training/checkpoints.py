@@ -104,19 +104,18 @@ def load_checkpoint(
             where=str(path),
             fix="start again in another output folder",
         )
+    lost = [n for n, x in (state or {}).items() if not _same_shape(tensors.get(f"state/{n}"), x)]
+    if lost:
+        raise UserError(
+            f"the checkpoint does not hold the state of this run: {', '.join(lost[:4])}",
+            where=str(path),
+            fix="start again in another output folder",
+        )
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(tensors[f"trained/{name}"])
-    for name, x in (state or {}).items():
-        stored = tensors.get(f"state/{name}")
-        if stored is None or stored.shape != x.shape:
-            raise UserError(
-                f"the checkpoint does not hold the state {name} of this run",
-                where=str(path),
-                fix="start again in another output folder",
-            )
-        with torch.no_grad():
-            x.copy_(stored)
+        for name, x in (state or {}).items():
+            x.copy_(tensors[f"state/{name}"])
     if optimiser is not None:
         _load_optimiser(tensors, trained, optimiser)
     return Progress(**json.loads(header["progress"]))
@@ -124,6 +123,10 @@ def load_checkpoint(
 
 def _fits(tensors: Mapping[str, Tensor], trained: Mapping[str, Parameter], name: str) -> bool:
     return tensors[f"trained/{name}"].shape == trained[name].shape
+
+
+def _same_shape(found: Tensor | None, wanted: Tensor) -> bool:
+    return found is not None and found.shape == wanted.shape
 
 
 def _load_optimiser(

@@ -174,6 +174,7 @@ METHOD_LR: dict[str, float] = {
     # As published; dense layers from random values.
     "hada": 1e-4,
     "mv-adapter": 3e-3,
+    "uniadapter": 3e-3,
     "projection": 1e-3,
     "partial": 3e-4,
     "full": 1e-4,

@@ -16,6 +16,8 @@ from crossadapt.evaluation.order_probe import ProbeResult, complete_pairs, probe
 from crossadapt.evaluation.protocols import Scores
 from crossadapt.tasks.base import read_options
 from crossadapt.tasks.clips import ClipFeatures, as_clips
+from crossadapt.tasks.matching import fused
+from crossadapt.tasks.rerank import Rerank, Reranked, reranked
 from crossadapt.tasks.retrieval import HeldOut
 from crossadapt.tasks.video_retrieval import HeldOutClips, VideoRetrievalConfig
 from crossadapt.training.classifying import MULTIMODAL_TASK, Classified
@@ -48,6 +50,7 @@ class Measured:
     texts: Tensor
     scores: Scores | None = None
     probe: ProbeResult | None = None
+    reranked: Reranked | None = None
 
 
 class Measure:
@@ -59,6 +62,10 @@ class Measure:
         precision: of the encoders.
         config: how frames meet texts; None for pictures.
         probe: rows and clips of the order probe.
+        rerank: second stage; none when None.
+
+    Raises:
+        UserError: re-ranking of clips, or by a backbone without fusion tower.
     """
 
     def __init__(
@@ -68,7 +75,15 @@ class Measure:
         precision: Precision,
         config: VideoRetrievalConfig | None = None,
         probe: Split | None = None,
+        rerank: Rerank | None = None,
     ) -> None:
+        self.rerank = rerank
+        if rerank is not None:
+            fused(backbone, "re-ranking")
+            if isinstance(split.pixels, ClipView) or config is not None:
+                raise UserError(
+                    "clips are not re-ranked", where="rerank", fix="leave it out, or use pictures"
+                )
         self.held_out: HeldOut | HeldOutClips
         self.probe: HeldOutClips | None = None
         if isinstance(split.pixels, ClipView) or config is not None:
@@ -85,7 +100,11 @@ class Measure:
         """Score the backbone with whatever adapter is active."""
         if isinstance(self.held_out, HeldOut):
             images, texts = self.held_out.encode(backbone)
-            return Measured(self.held_out.score(images, texts, protocol), images, texts)
+            result = self.held_out.score(images, texts, protocol)
+            second = None
+            if self.rerank is not None:
+                second = reranked(backbone, self.held_out, images, texts, self.rerank, protocol)
+            return Measured(result, images, texts, reranked=second)
         clips, texts = self.held_out.encode(backbone)
         probe = None
         if self.probe is not None:

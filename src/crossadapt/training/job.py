@@ -66,8 +66,9 @@ class TrainJob:
     objective: Literal["info-nce", "sigmoid"] = "info-nce"
     """Contrastive loss; `sigmoid` needs a backbone with a logit bias (SigLIP)."""
     task: str = "auto"
-    """What is learned: `retrieval`, `video-retrieval`, `few-shot`, `multimodal` (classes, with
-    further modalities), `pretraining`, `fusion`; by method and data when `auto`."""
+    """What is learned: `retrieval`, `matching` (BLIP: contrast and matching of pairs),
+    `video-retrieval`, `few-shot`, `multimodal` (classes, with further modalities), `pretraining`,
+    `fusion`; by method, backbone and data when `auto`."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the task by name."""
     frames: int | None = None

@@ -115,7 +115,7 @@ class _Run:
         self.precision, self.output = precision, output
         self.main, self.rank = accelerator.is_main_process, accelerator.process_index
         self.world, self.device = accelerator.num_processes, accelerator.device
-        updates.refuse_idle_companion(backbone, task)
+        updates.refuse_idle_parts(backbone, task)
         self.trained = updates.trained_tensors(backbone, adapter, task)
         self.kept = updates.kept_tensors(backbone, adapter)
         self.state = self.kept | updates.state_tensors(task)

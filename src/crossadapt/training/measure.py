@@ -17,6 +17,8 @@ from crossadapt.backbones.precision import choose_precision
 from crossadapt.data import Ledger, Manifest, read_manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.intervals import metric_intervals, paired_tests
+from crossadapt.evaluation.metrics import RetrievalResult
+from crossadapt.tasks.rerank import Rerank
 from crossadapt.tasks.video_retrieval import VideoRetrievalConfig
 from crossadapt.training.heldout import (
     VIDEO_TASK,
@@ -55,6 +57,13 @@ class Evaluation:
         found = {name: probe.to_dict() for name, probe in probes.items() if probe is not None}
         if found:
             document["order_probe"] = found
+        if self.frozen.reranked is not None:
+            document["reranked"] = {
+                name: part.reranked.to_dict()
+                | ({"paired": _paired(part.result, part.reranked.result)})
+                for name, part in parts.items()
+                if part is not None and part.reranked is not None
+            }
         document["left_out"] = self.ledger.summary()
         if self.frozen.result.groups > 1:
             document["intervals"] = {
@@ -83,6 +92,8 @@ def run_evaluation(
     frames: int | None = None,
     sampling: Literal["segments", "1fps", "head", "tail"] | None = None,
     pooling: Literal["mean", "text-conditioned"] | None = None,
+    rerank: int | None = None,
+    rerank_weight: float = 0.0,
 ) -> Evaluation:
     """Measure on one split.
 
@@ -101,10 +112,13 @@ def run_evaluation(
         frames: most frames of a clip; the adapter's own when None, as the next two.
         sampling: which frames of a clip.
         pooling: how frames meet a text; the frozen model is measured with the same.
+        rerank: length of the shortlist that the fusion tower re-ranks; no second stage when None.
+        rerank_weight: of the cosine beside the match logit.
 
     Raises:
         UserError: anything wrong with data, adapter, backbone or protocol.
     """
+    second = None if rerank is None else Rerank(rerank, rerank_weight)
     saved = read_adapter_config(adapter) if adapter is not None else None
     record = _run_record(adapter)
     job = record.get("job", {})
@@ -138,7 +152,7 @@ def run_evaluation(
         probe = open_probe(manifest, model, **opening)
     held_out = open_split(model, rows, split, **opening)
     measure = Measure(
-        model, held_out, choose_precision(precision, "cpu"), video_config(video), probe
+        model, held_out, choose_precision(precision, "cpu"), video_config(video), probe, second
     )
     if adapter is not None:
         load_adapter(model, adapter)
@@ -157,6 +171,13 @@ def run_evaluation(
     return Evaluation(
         held_out, before, after, ledger, facts, tuple(_notes(record, manifest, split))
     )
+
+
+def _paired(shortlist: RetrievalResult, second: RetrievalResult) -> dict[str, Any]:
+    """The paired tests of the second stage against the first; none for one group."""
+    if shortlist.groups < 2:
+        return {}
+    return {m: test.to_dict() for m, test in paired_tests(shortlist, second).items()}
 
 
 def open_split(

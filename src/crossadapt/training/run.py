@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ def run_training(job: TrainJob) -> RunResult:
         chosen, job = job.task, resolve_task(job, manifest)
         recipe = job.recipe()
         backbone = load_backbone(job, manifest.select("train").texts)
+        if chosen == "auto" and job.task == "retrieval" and "fusion" in backbone.towers:
+            job = replace(job, task="matching")
         opening: dict[str, Any] = {"ledger": ledger, "cache": job.cache, "workers": job.workers}
         if job.frames is not None:
             opening |= {"frames": job.frames, "sampling": job.sampling}

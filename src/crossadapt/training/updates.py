@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from crossadapt.adapters.attach import active, attached
 from crossadapt.adapters.classifier import class_companion
 from crossadapt.adapters.companion import companion
+from crossadapt.adapters.parts import parameter_tower
 from crossadapt.errors import UserError
 from crossadapt.tasks.base import StatefulTask
 
@@ -27,11 +28,12 @@ MAX_LOGIT_SCALE = math.log(100)
 """CLIP's ceiling on a trained logit scale."""
 
 
-def refuse_idle_companion(backbone: Backbone, task: Task) -> None:
+def refuse_idle_parts(backbone: Backbone, task: Task) -> None:
     """Refuse a task that would leave a part of the adapter untrained without saying so.
 
     Raises:
-        UserError: the active adapter has a companion, and the task does not call it.
+        UserError: the active adapter has a part (a join, a companion, the fusion tower) that the
+            task does not run.
     """
     if class_companion(backbone) is not None and not getattr(task, "calls_classes", False):
         raise UserError(
@@ -46,12 +48,28 @@ def refuse_idle_companion(backbone: Backbone, task: Task) -> None:
             where="task",
             fix="leave the task out, or give --task fusion",
         )
+    names = [] if adapter is None else list(adapter.trained())
+    fusion = [n for n in names if n.startswith("fusion.") or _in_fusion(backbone, n)]
+    if fusion and task.name != "matching":
+        raise UserError(
+            f"the task {task.name} does not run the fusion tower, where this method trains "
+            f"{len(fusion)} tensors",
+            where=fusion[0],
+            fix="use the task matching, or a method that trains the two encoders only, such as "
+            "adaptformer",
+        )
     if companion(backbone) is not None and not getattr(task, "calls_companion", False):
         raise UserError(
             f"the task {task.name} does not call the part of this method that scores pairs",
             where="task",
             fix="use the task retrieval, or another method (maple has the same prompts)",
         )
+
+
+def _in_fusion(backbone: Backbone, name: str) -> bool:
+    return "fusion" in {s.tower for s in backbone.sites()} and (
+        parameter_tower(backbone, name) == "fusion"
+    )
 
 
 def device_of(backbone: Backbone) -> torch.device:

@@ -163,6 +163,12 @@ def plan_insertions(model: nn.Module, config: CrossAdaptConfig) -> dict[str, Ins
                 where=f"its plan has a step of kind {type(step).__name__}",
                 fix="train it with crossadapt itself, or use PEFT's own class for a PEFT method",
             )
+        if step.parallel and step.site.source:
+            raise UserError(
+                f"method {config.method!r} cannot be used through PEFT: it reads beside its site",
+                where=step.site.name,
+                fix="train it with crossadapt itself",
+            )
         insertions.append(step)
     paths = [step.site.path for step in insertions]
     for path, following in pairwise(sorted(f"{path}." for path in paths)):

@@ -40,6 +40,8 @@ class ModelView:
         self.family = family_of(model)
         family = next(c for c in (CLIPBackbone, SiglipBackbone) if c.family == self.family)
         self.class_token, self.causal_text = family.class_token, family.causal_text
+        self.masked_text, self.towers = family.masked_text, family.towers
+        self.prompt_towers = family.prompt_towers
         self.source = str(getattr(model, "name_or_path", ""))
         # A plan is only looked at here; words that prompts start from are not read.
         self.tokenize = None
