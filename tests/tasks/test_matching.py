@@ -288,7 +288,7 @@ def test_a_checkpoint_of_another_state_is_refused(tmp_path):
         def state(self):
             return {**self.task.state(), "other": torch.zeros(1)}
 
-    with pytest.raises(UserError, match="state of this task"):
+    with pytest.raises(UserError, match="state of this run"):
         run(tmp_path, resume=True, wrap=lambda task: Bigger(task, 99, stop))
 
 
