@@ -303,7 +303,17 @@ def test_errors_that_name_what_and_how(tmp_path) -> None:
         read_manifest(tmp_path / "only.csv")
     sets = ["activitynet", "didemo", "karpathy", "lsmdc", "msrvtt", "msrvtt-7k", "msrvtt-full"]
     sets += ["msvd", "vatex"]
-    assert reader_names() == ["openmoji", "hf", "manifest", *sets, "table", "sidecar"]
+    classes = ["openmoji-groups", "coop", "fgvc-aircraft", "imagenet"]
+    assert reader_names() == [
+        "openmoji",
+        *classes,
+        "hf",
+        "manifest",
+        *sets,
+        "table",
+        "sidecar",
+        "class-folder",
+    ]
 
 
 def test_manifest_rules() -> None:

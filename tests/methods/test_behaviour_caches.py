@@ -15,7 +15,7 @@ from crossadapt.adapters.summary import summarise
 from crossadapt.backbones import tiny
 from crossadapt.errors import UserError
 from crossadapt.tasks.retrieval import RetrievalTask
-from crossadapt.training.updates import refuse_idle_companion
+from crossadapt.training.updates import refuse_idle_parts
 
 METHODS = [name for name in method_names() if get_method(name).few_shot]
 OPTIONS = {"classes": ["cat", "dog", "red door"], "shots": 2}
@@ -169,4 +169,4 @@ def test_a_task_without_classes_is_refused(method, backbone) -> None:
         name, calls_companion = RetrievalTask.name, RetrievalTask.calls_companion
 
     with pytest.raises(UserError, match="has no classes"):
-        refuse_idle_companion(backbone, Retrieval())
+        refuse_idle_parts(backbone, Retrieval())

@@ -113,10 +113,11 @@ def _classes(options: EvaluateOptions) -> int:
     """Measure accuracy and print it."""
     from crossadapt.training.few_shot_evaluate import evaluate_classes
 
-    for name in ("frames", "sampling", "pooling", "report"):
-        if getattr(options, name) is not None:
+    retrieval = ("frames", "sampling", "pooling", "rerank", "rerank_weight", "report")
+    for name in retrieval:
+        if getattr(options, name):
             raise UserError(f"{name} is for retrieval", where=f"--{name}", fix="leave it out")
-    own = ("json", "report", "task", "frames", "sampling", "pooling")
+    own = ("json", "task", *retrieval)
     settings: dict[str, Any] = {k: v for k, v in asdict(options).items() if k not in own}
     if settings["protocol"] == "pairs":
         settings["protocol"] = "few-shot"
