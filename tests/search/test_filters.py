@@ -162,6 +162,22 @@ relaxed = settings(
 )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'not (colour in ("red", "a") and colour in ("Red", "b"))',
+        'not colour in ("red", "a") or not colour in ("Red", "b")',
+    ],
+)
+def test_a_missing_value_does_not_pass_lists_that_exclude_each_other(
+    stored: StoredTable, text: str
+) -> None:
+    present = [number for number, row in enumerate(ROWS) if row["attr_colour"] is not None]
+    assert len(present) < len(ROWS)
+    assert rows_by_arrow(text) == present
+    assert rows_by_lance(stored, text) == present
+
+
 @relaxed
 @given(expression=expressions)
 def test_arrow_lance_and_python_agree(stored: StoredTable, expression: tuple[str, Any]) -> None:

@@ -15,20 +15,38 @@ from crossadapt.search.filters import (
 
 
 def to_sql(condition: Condition) -> str:
-    """The condition as a SQL expression."""
-    if isinstance(condition, Compare):
-        return f"({_name(condition.column)} {condition.operator} {literal(condition.value)})"
-    if isinstance(condition, Among):
-        values = ", ".join(map(literal, condition.values))
-        return f"({_name(condition.column)} IN ({values}))"
-    if isinstance(condition, Like):
-        return f"({_name(condition.column)} LIKE {literal(condition.pattern)})"
-    if isinstance(condition, IsNull):
-        return f"({_name(condition.column)} IS NULL)"
+    """The condition as a SQL expression that is true for exactly the rows that pass."""
+    return _sql(condition, negated=False)
+
+
+def _sql(condition: Condition, *, negated: bool) -> str:
+    """True where the condition is true; where it is false, when `negated`.
+
+    NOT stands at single comparisons only. LanceDB's planner merges lists of one column and loses
+    that a missing value is neither true nor false: ``NOT (c IN (1) AND c IN (2))`` would pass rows
+    without c.
+    """
     if isinstance(condition, Not):
-        return f"(NOT {to_sql(condition.inner)})"
-    word = " AND " if isinstance(condition, Every) else " OR "
-    return f"({word.join(map(to_sql, condition.parts))})"
+        return _sql(condition.inner, negated=not negated)
+    if isinstance(condition, Among):
+        name = _name(condition.column)
+        values = ", ".join(map(literal, condition.values))
+        if negated:
+            return f"({name} IS NOT NULL AND {name} NOT IN ({values}))"
+        return f"({name} IN ({values}))"
+    if isinstance(condition, Compare | Like | IsNull):
+        return f"(NOT {_single(condition)})" if negated else _single(condition)
+    word = " AND " if isinstance(condition, Every) != negated else " OR "
+    return f"({word.join(_sql(part, negated=negated) for part in condition.parts)})"
+
+
+def _single(condition: Compare | Like | IsNull) -> str:
+    name = _name(condition.column)
+    if isinstance(condition, Compare):
+        return f"({name} {condition.operator} {literal(condition.value)})"
+    if isinstance(condition, Like):
+        return f"({name} LIKE {literal(condition.pattern)})"
+    return f"({name} IS NULL)"
 
 
 def literal(value: Value) -> str:
