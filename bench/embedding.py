@@ -18,10 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import _model
 import _peers
 import _record
-import numpy as np
 from _sides import Side, alternate, claim
 
 _NOISE = 0.02
@@ -39,7 +40,7 @@ def make_adapter(model: Path) -> None:
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.normal_(std=_NOISE)
-    save_adapter(adapter, model.parent / "adapter")
+    save_adapter(backbone, "default", model.parent / "adapter")
 
 
 def floor() -> float:
@@ -67,7 +68,7 @@ def floor() -> float:
 def compare(
     work: Path, part: str, peer: str, inputs: list[str], rounds: int
 ) -> tuple[list[float], list[float], float]:
-    """Items/s of both sides by round, and the least cosine of their vectors (NaN: other weights)."""
+    """Items/s of both sides by round, and the least cosine of their vectors (or NaN)."""
     listed, ours, theirs = work / f"{part}.json", work / "ours.npy", work / "theirs.npy"
     listed.write_text(json.dumps(inputs))
     model = str(work / "model")

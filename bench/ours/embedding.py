@@ -14,7 +14,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import _sides
-
 from crossadapt.search.embedder import Embedder
 from crossadapt.search.embedding import embed_files
 

@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from crossadapt.data import pool
-from crossadapt.data.decoding import MAX_PIXELS, Unreadable, decode_near
+from crossadapt.data.decoding import MAX_PIXELS
 from crossadapt.data.ledger import Ledger
 from crossadapt.search.card import FROZEN
 from crossadapt.search.embedder import Embedder
-
-
-@dataclass(frozen=True)
-class PixelReader:
-    """Reads one picture and prepares it; sent to the workers of `data.pool.stream`.
-
-    Args:
-        transform: RGB picture to the model's uint8 (3, H, W).
-        needs: least width and height it wants (`crossadapt.data.decoding.decode_near`).
-    """
-
-    transform: Callable[[Any], Any]
-    needs: tuple[int, int]
-
-    def read_task(self, item: str, content: bytes | None, max_pixels: int) -> dict[str, Any]:
-        """The picture's ``pixels``.
-
-        Raises:
-            Unreadable: it cannot be decoded or prepared.
-        """
-        image, _ = decode_near(item if content is None else content, self.needs,
-                               max_pixels=max_pixels)  # fmt: skip
-        try:
-            return {"pixels": np.ascontiguousarray(self.transform(image)).tobytes()}
-        except Exception as error:
-            # An odd picture (1 x 9000 pixels, say) must not end the run.
-            what = f"preprocessing failed: {type(error).__name__}: {error}"
-            raise Unreadable(what) from error
+from crossadapt.search.pixel_reader import PixelReader
 
 
 def embed_files(
