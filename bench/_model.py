@@ -10,57 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = (640, 480)
-_WORDS = [
-    "a",
-    "red",
-    "bicycle",
-    "leans",
-    "against",
-    "the",
-    "old",
-    "wall",
-    "near",
-    "two",
-    "people",
-    "who",
-    "walk",
-    "along",
-    "some",
-    "wet",
-    "street",
-    "with",
-    "large",
-    "dogs",
-    "under",
-    "blue",
-    "sky",
-    "while",
-    "children",
-    "play",
-    "beside",
-    "water",
-    "green",
-    "trees",
-    "and",
-    "white",
-    "houses",
-    "on",
-    "small",
-    "boat",
-    "open",
-    "window",
-    "black",
-    "cat",
-    "sitting",
-    "wooden",
-    "table",
-    "holding",
-    "yellow",
-    "flowers",
-    "in",
-    "front",
-    "of",
-]
+_WORDS = """
+a red bicycle leans against the old wall near two people who walk along some wet street with
+large dogs under blue sky while children play beside water green trees and white houses on
+small boat open window black cat sitting wooden table holding yellow flowers in front of
+""".split()  # noqa: SIM905
 
 
 def make_model(folder: Path, peers: Path) -> None:

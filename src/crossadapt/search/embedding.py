@@ -27,7 +27,10 @@ def embed_files(
     max_pixels: int = MAX_PIXELS,
     ledger: Ledger | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of picture files, as `crossadapt index` makes them, without a collection.
+    """Vectors of picture files, without a collection.
+
+    Decoding runs in processes of its own while the model works. Large JPEGs are decoded near the
+    size that the model needs, see `docs/indexing.md`.
 
     Args:
         embedder: has the view.
