@@ -337,6 +337,17 @@ def test_any_method_can_classify_from_the_command_line(photos, tmp_path, capsys)
     assert "macro-F1, trained" in page
 
 
+def test_cm3t_classifies_on_blip(photos, tmp_path, capsys) -> None:
+    """Frames and signals on the vision tower of a BLIP; its fusion tower stays as it is."""
+    options = (
+        "--task multimodal --method cm3t --method.r 4 --method.prefix 4 --backbone tiny:blip "
+        "--epochs 1 --batch-size 10 --precision fp32 --quiet"
+    )
+    args = ["train", "--data", str(photos), "--output", str(tmp_path), *options.split()]
+    assert main([*args, "--task-options.modalities", "vision,signals"]) == 0
+
+
+
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     photos, tmp_path, monkeypatch
 ) -> None:
