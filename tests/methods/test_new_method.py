@@ -48,11 +48,15 @@ def plan(backbone, config):
     return [Insertion(site, Gain(site.width, config.start)) for site in sites]
 '''
 
-# In a process of its own: the registry is filled once, and the other tests must not see the toy.
+# What stands in for the file's place in the package: it has to be seen by the processes that
+# `compare` starts too, and must not be seen by any other test.
+SITE = """
+import crossadapt.methods
+crossadapt.methods.__path__.append({folder!r})
+"""
+
 LOOK = """
 import contextlib, io, json, sys
-import crossadapt.methods
-crossadapt.methods.__path__.append(sys.argv[1])
 from crossadapt.cli.main import main
 from crossadapt.adapters.registry import method_names
 
@@ -60,12 +64,12 @@ out = {"names": "toy-gain" in method_names()}
 with contextlib.redirect_stdout(io.StringIO()) as said:
     main(["train", "--method", "toy-gain", "--help"])
 out["help"] = said.getvalue()
-photos, runs = sys.argv[2], sys.argv[3]
-quick = ["--epochs", "1", "--batch-size", "8", "--guard", "0", "--quiet"]
+photos, runs = sys.argv[1:]
+quick = ["--epochs", "1", "--batch-size", "8", "--guard", "0"]
 model = ["--data", photos, "--backbone", "tiny:clip"]
 out["train"] = main(["train", *model, "--method", "toy-gain", "--method.start", "0.01",
                      "--output", runs + "/one", *quick])
-out["compare"] = main(["compare", *model, "--methods", "toy-gain", "projection", "--seeds", "0",
+out["compare"] = main(["compare", *model, "--methods", "toy-gain", "--seeds", "0",
                        "--output", runs + "/all", *quick])
 
 from tests.methods import test_behaviour
@@ -87,16 +91,18 @@ def found(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("toy")
     (folder / "methods").mkdir()
     (folder / "methods" / "toy_gain.py").write_text(TOY)
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SITE.format(folder=str(folder / "methods")))
     photos = folder / "photos"
     photos.mkdir()
     for number in range(40):
         picture(number).save(photos / f"{number}.png")
         (photos / f"{number}.txt").write_text(f"picture number {number}")
-    words = [str(folder / "methods"), str(photos), str(folder / "runs")]
+    places = [str(folder / "site"), str(ROOT / "src"), str(ROOT)]
     done = subprocess.run(
-        [sys.executable, "-c", LOOK, *words],
+        [sys.executable, "-c", LOOK, str(photos), str(folder / "runs")],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
         capture_output=True,
         text=True,
         timeout=240,
@@ -128,4 +134,6 @@ def test_the_matrix_tries_it_on_every_family(found) -> None:
 
 
 def test_the_documentation_misses_its_page(found) -> None:
-    assert found["docs"] == ["docs/methods/toy-gain.md: missing; every registered method has a page"]
+    assert found["docs"] == [
+        "docs/methods/toy-gain.md: missing; every registered method has a page"
+    ]

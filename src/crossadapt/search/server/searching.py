@@ -91,9 +91,7 @@ async def _prepare(state: State, served: Served, query: Query, name: str) -> Pre
 
 
 def _reranker(state: State, served: Served, gone: threading.Event) -> Reranker:
-    return Reranker(
-        served.collection, served.bound, originals=state.originals, stopped=gone.is_set
-    )
+    return Reranker(served.collection, served.bound, originals=state.originals, stopped=gone.is_set)
 
 
 def _rank(

@@ -76,9 +76,7 @@ class Settings:
     @property
     def limits(self) -> Limits:
         """The largest query."""
-        return Limits(
-            max_pixels=self.max_pixels, max_bytes=self.max_upload, max_rerank=MOST_JUDGED
-        )
+        return Limits(max_pixels=self.max_pixels, max_bytes=self.max_upload, max_rerank=MOST_JUDGED)
 
     @property
     def checks_host(self) -> bool:
