@@ -74,9 +74,10 @@ def page_gaps(text: str) -> list[str]:
     pieces = re.split(r"^## (.+)$", re.sub(r"^# .*$", "", text, count=1, flags=re.M), flags=re.M)
     sections = dict(zip(pieces[1::2], map(str.strip, pieces[2::2]), strict=True))
     gaps = [] if pieces[0].strip() else ["nothing says what it is"]
-    for wanted in ("When to use it", "Options", "Our results", "What is unknown"):
-        if not any(name.startswith(wanted) and body for name, body in sections.items()):
-            gaps.append(f"no section '{wanted}'")
+    parts = ("When to use it", "Options", "Our results", "What is unknown")
+    filled = [name for name, body in sections.items() if body]
+    found = {part for part in parts for name in filled if name.startswith(part)}
+    gaps += [f"no section '{part}'" for part in parts if part not in found]
     if not re.search(r"https://(arxiv\.org|openreview\.net|doi\.org)/|No paper of its own", text):
         gaps.append("no link to its paper")
     if not re.search(r"^```(python|bash)$", text, flags=re.M):
