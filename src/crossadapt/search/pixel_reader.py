@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crossadapt.data.decoding import Unreadable, decode_near
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,12 @@ class PixelReader:
         image, _ = decode_near(item if content is None else content, self.needs,
                                max_pixels=max_pixels)  # fmt: skip
         try:
-            return {"pixels": np.ascontiguousarray(self.transform(image)).tobytes()}
+            return {"pixels": np.ascontiguousarray(self(image)).tobytes()}
         except Exception as error:
             # An odd picture (1 x 9000 pixels, say) must not end the run.
             what = f"preprocessing failed: {type(error).__name__}: {error}"
             raise Unreadable(what) from error
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """One picture, as the plain transform."""
+        return np.asarray(self.transform(image))
