@@ -69,7 +69,7 @@ class ImagePreprocess:
         image = image.resize(self._target(image.size), resample=self.resample)
         if self.crop is not None:
             image = _centre_crop(image, self.crop, self.rounded_crop)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return np.asarray(image).transpose(2, 0, 1).copy()
 
     def pixels(self, image: Image.Image) -> Tensor:
         """What `array` gives, as a tensor."""
