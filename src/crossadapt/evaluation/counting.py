@@ -40,13 +40,13 @@ class _Side:
 
     def __init__(
         self, queries: np.ndarray, items: np.ndarray, codes: np.ndarray, others: np.ndarray,
-        best: Best,
+        best: Best, lengths: np.ndarray, longest: float,
     ) -> None:  # fmt: skip
         self.queries, self.items, self.codes, self.others = queries, items, codes, others
         self.best = best
         width = queries.shape[1]
         # 1.02 covers 1 - D u up to D = 300,000; the last term is for products that underflow.
-        error = 1.02 * (width + 2) * 2.0**-24 * norms(queries) * float(norms(items).max())
+        error = 1.02 * (width + 2) * 2.0**-24 * lengths * longest
         error += width * 2.0**-125
         exact = best.score.astype(np.float64)
         self.low = np.nextafter((exact - error).astype(np.float32), np.float32(-np.inf))
@@ -108,8 +108,11 @@ def count(
         block: scores held at once, at least a small tile.
         both: every column has an own row too, and its rank is asked for.
     """
-    first = _Side(rows, columns, row_codes, column_codes, own[0])
-    second = _Side(columns, rows, column_codes, row_codes, own[1]) if both else None
+    lengths, others = norms(rows), norms(columns)
+    first = _Side(rows, columns, row_codes, column_codes, own[0], lengths, others.max())
+    second = None
+    if both:
+        second = _Side(columns, rows, column_codes, row_codes, own[1], others, lengths.max())
     wide = min(_COLUMNS, max(_LEAST, math.isqrt(block)), len(columns))
     tall = min(max(_LEAST, block // wide), len(rows))
     held = np.empty(tall * wide, np.float32)

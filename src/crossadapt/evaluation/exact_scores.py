@@ -50,8 +50,10 @@ def block_scores(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def norms(matrix: np.ndarray) -> np.ndarray:
     """Lengths of the rows, float64 (N,), a little above the true ones."""
-    squares = np.einsum("nd,nd->n", matrix, matrix, dtype=np.float64)
-    return np.sqrt(squares) * (1 + matrix.shape[1] * 2.0**-52)
+    squares = np.einsum("nd,nd->n", matrix, matrix).astype(np.float64)
+    width = matrix.shape[1]
+    # What the float32 sum may have rounded off, or lost where squares underflow.
+    return np.sqrt(squares * (1 + width * 2.0**-23) + width * 2.0**-125)
 
 
 class Best:

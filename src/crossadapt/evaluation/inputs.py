@@ -63,8 +63,9 @@ def as_names(groups: Groups, count: int, name: str) -> list[Hashable]:
             fix="pass one group name per row",
             where=f"{len(names)} groups for {count} rows",
         )
-    unhashable = [n for n in names if not isinstance(n, Hashable)]
-    if unhashable:
+    # Asked once per type: a set of names has thousands of rows and one type.
+    if not all(issubclass(kind, Hashable) for kind in set(map(type, names))):
+        unhashable = [n for n in names if not isinstance(n, Hashable)]
         raise UserError(
             f"{name} must be strings or numbers",
             where=repr(unhashable[0])[:80],
