@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PLACES = {"search": "search", "index_resume": "search", "serve_load": "search"}
+PLACES = dict.fromkeys(("search", "search_million", "index_resume", "serve_load"), "search")
 """Folder of docs/results for what a bench writes, where it is not ``speed``."""
 PRINTS_ONLY = ("frame_cache", "train_step")
 SMALL = {

@@ -19,10 +19,13 @@ BENCHES = {
     "embedding": "Embedding",
     "metrics": "Metrics",
     "search": "Search",
+    "search_million": "Search among a million",
     "growth": "Cost of growth",
     "startup": "Start-up",
 }
 """Name of each bench and its title, in the order of the page."""
+IN_SEARCH = ("search", "search_million")
+"""Benches whose documents lie with the other results of searching."""
 PICTURE = "growth.svg"
 HEAD = """\
 # Results: speed
@@ -38,11 +41,11 @@ Document = Mapping[str, Any]
 
 
 def documents(root: Path = ROOT) -> dict[str, Document]:
-    """Name of a bench to its document, where there is one with claims; search has its own place."""
+    """Name of a bench to its document, where there is one with claims."""
     results = root / "docs" / "results"
     found = {}
     for name in BENCHES:
-        path = results / ("search" if name == "search" else "speed") / f"{name}.json"
+        path = results / ("search" if name in IN_SEARCH else "speed") / f"{name}.json"
         if path.is_file():
             document = json.loads(path.read_text(encoding="utf-8"))
             if "claims" in document:
@@ -138,7 +141,7 @@ def page(found: Mapping[str, Document]) -> str:
     """The whole page."""
     text = f"{HEAD}\n{summary(found)}"
     for name, title in BENCHES.items():
-        folder = "search" if name == "search" else "speed"
+        folder = "search" if name in IN_SEARCH else "speed"
         text += f"\n## {title}\n\n"
         if name not in found:
             text += (
