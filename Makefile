@@ -2,7 +2,7 @@
 #   make demo    adapt the bundled model to OpenMoji and print zero-shot vs adapted
 #   make test    the test suite
 #   make check   lint, types, import directions, documentation coverage
-#   make bench   the side-by-side measurements in bench/, and their page; ARGS=--smoke for a try
+#   make bench   the side-by-side measurements in bench/ (ARGS=--smoke for a try)
 # PYTHON=...   the interpreter that makes the environment   VENV=...   where it lives
 # ARGS=...     passed to the command                        PIP_ARGS=... passed to pip
 

@@ -138,7 +138,8 @@ def main() -> int:
             names=("ours", "limit"), unit="ms", at_most=1.0,
             note=f"Recall@10 {seen['recall_at_10']:.3f}, {seen['index']['probes']} of "
             f"{seen['index']['partitions']} parts probed. A process that answered "
-            f"{options.queries} queries held {held:,.0f} MiB; vectors and index are {size / 2**20:,.0f} MiB on disk.",
+            f"{options.queries} queries held {held:,.0f} MiB; vectors and "
+            f"index are {size / 2**20:,.0f} MiB on disk.",
         ),
         claim(
             "the same against the bare LanceDB call", p50["ours"], p50["bare"],
