@@ -1,6 +1,8 @@
 import json
+from dataclasses import asdict
 
 import pytest
+import torch
 from PIL import Image
 
 from crossadapt import backbones
@@ -64,6 +66,39 @@ def test_from_a_folder_to_an_adapter(photos, tmp_path):
     again = run_training(job(photos, tmp_path, method_options={"r": 4, "d_s": 4}, resume=True))
     assert again.fit.best == result.fit.best
     assert again.after.result == result.after.result
+
+
+def test_another_picture_size_is_compared_with_the_model_as_it_ships(photos, tmp_path, capsys):
+    from crossadapt.cli.train import run
+    from crossadapt.training.compared import zero_shots
+    from crossadapt.training.contender import measure
+    from crossadapt.training.measure import run_evaluation
+
+    plain = run_training(job(photos, tmp_path / "own", epochs=1))
+    sized = run_training(job(photos, tmp_path / "sized", epochs=1, backbone="tiny:clip@40"))
+    assert plain.resized is None
+    assert plain.record["before_resized"] is None
+    assert sized.before.result == plain.before.result
+    assert torch.equal(sized.before.images, plain.before.images)
+    assert not torch.equal(sized.resized.images, plain.before.images)
+    frozen = run_evaluation(str(photos), backbone="tiny:clip@40").frozen.result
+    assert sized.resized.result == frozen
+    rows = zero_shots({("a", 0): measure({**asdict(job(photos, tmp_path / "row", epochs=1)),
+                                          "backbone": "tiny:clip@40"})})  # fmt: skip
+    assert list(rows) == ["zero-shot", "zero-shot, resized"]
+    assert [part[when]["rsum"] for part, when in rows.values()] == [
+        plain.before.result.rsum,
+        frozen.rsum,
+    ]
+    found = run_evaluation(str(photos), adapter=tmp_path / "sized")
+    assert found.frozen.result == plain.before.result
+    assert found.resized.result == frozen
+    assert found.adapted.result == sized.after.result
+    assert found.to_dict()["frozen_resized"] == frozen.to_dict()
+    run(job(photos, tmp_path / "told", epochs=1, backbone="tiny:clip@40", quiet=False))
+    assert "zero-shot, resized" in capsys.readouterr().out
+    assert "at the run" in (tmp_path / "told" / "report.html").read_text()
+    assert "| before, resized |" in (tmp_path / "told" / "README.md").read_text()
 
 
 def test_from_scratch_to_a_backbone_folder(photos, tmp_path):

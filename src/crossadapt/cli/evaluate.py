@@ -95,7 +95,8 @@ def run(options: EvaluateOptions) -> int:
             if found.adapted is None:
                 before_after(None, frozen, options.split)
             else:
-                before_after(frozen, found.adapted.result, options.split)
+                resized = None if found.resized is None else found.resized.result
+                before_after(frozen, found.adapted.result, options.split, resized=resized)
             adapted = found.adapted.probe if found.adapted is not None else None
             for name, part in (("zero-shot", found.frozen), ("adapted", found.adapted)):
                 if part is not None and part.reranked is not None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from crossadapt.evaluation.order_probe import ProbeResult
     from crossadapt.tasks.rerank import Reranked
 
+# The frozen model at a picture size that is not its own.
+RESIZED = "zero-shot, resized"
+
 
 @contextlib.contextmanager
 def json_only(wanted: bool) -> Iterator[Callable[[Any], None]]:
@@ -87,16 +90,22 @@ def before_after(
     after: RetrievalResult,
     split: str,
     labels: tuple[str, str] = ("zero-shot", "adapted"),
+    resized: RetrievalResult | None = None,
 ) -> None:
     """Print frozen and adapted scores with 95 % intervals, and what the paired test says.
 
-    With `before` None only one model was measured: its scores are shown as zero-shot.
+    With `before` None only one model was measured: its scores are shown as zero-shot. `resized`
+    is the frozen model at the adapter's picture size; `before` is then at its own.
     """
     from crossadapt.evaluation.intervals import metric_intervals, paired_tests
     from crossadapt.evaluation.metrics import DIRECTIONS, direction_label
 
     parts = ("r1", "r5", "r10", "median_rank")
-    models = {labels[0]: after} if before is None else {labels[0]: before, labels[1]: after}
+    models = {labels[0]: after} if before is None else {labels[0]: before}
+    if resized is not None:
+        models[RESIZED] = resized
+    if before is not None:
+        models[labels[1]] = after
     held_out = f"held-out split {split!r}, " if split else ""
     rows = []
     for direction in DIRECTIONS:

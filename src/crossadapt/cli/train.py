@@ -109,5 +109,6 @@ def _measured(result: RunResult, split: str) -> None:
         accuracy(before.result, after.result, split, names=("linear probe", "trained"))
         modalities(result.record["classification"]["subsets"])
     elif isinstance(before, Measured) and isinstance(after, Measured):
-        before_after(before.result, after.result, split)
+        resized = None if result.resized is None else result.resized.result
+        before_after(before.result, after.result, split, resized=resized)
         order_probe({"zero-shot": before.probe, "adapted": after.probe})

@@ -84,7 +84,11 @@ def _table(record: Mapping[str, Any]) -> list[str]:
         "|---|---|" + "---|" * len(_COLUMNS),
     ]
     for direction in ("text_to_image", "image_to_text"):
-        for label, result in (("before", record["before"]), ("after", after)):
+        for label, result in (
+            ("before", record["before"]),
+            ("before, resized", record.get("before_resized")),
+            ("after", after),
+        ):
             if result is not None:
                 values = " | ".join(f"{result[direction][key]:.1f}" for _, key in _COLUMNS)
                 lines.append(f"| {direction.replace('_to_', ' → ')} | {label} | {values} |")

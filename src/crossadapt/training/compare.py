@@ -233,9 +233,10 @@ def _comparison(
     metrics = metrics_of(zero)
     rows, notes = [], []
     # Another similarity head makes another frozen model: each has its own row.
-    for label, part in zero_shots(found).items():
-        result = result_of(part["before"])
-        values = {m: [result.metric(m)] for m in metrics} | probes([part], "before")
+    for label, (part, when) in zero_shots(found).items():
+        result = result_of(part[when])
+        probed = probes([part], when) if when == "before" else {}
+        values = {m: [result.metric(m)] for m in metrics} | probed
         rows.append(ComparisonRow(label, values, 0, 0.0))
     if zero.groups > 1:
         interval = interval_of(zero)

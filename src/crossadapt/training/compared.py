@@ -55,15 +55,20 @@ def paired_of(before: Result, after: Result) -> PairedTest:
 
 def zero_shots(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
-) -> dict[str, Mapping[str, Any]]:
-    """One run for each way in which the frozen model was measured, by the name of its row."""
+) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """For each way in which the frozen model was measured, by the name of its row, one run and the
+    key of the result in it: another similarity, another picture size."""
     by_head: dict[str, Mapping[str, Any]] = {}
     for part in found.values():
         by_head.setdefault(part["before"].get("similarity", "cosine"), part)
-    if len(by_head) == 1:
-        return {ZERO_SHOT: next(iter(by_head.values()))}
     names = {"cosine": "mean pooling"}
-    return {f"{ZERO_SHOT}, {names.get(h, h)}": part for h, part in by_head.items()}
+    rows = {}
+    for head, part in by_head.items():
+        label = ZERO_SHOT if len(by_head) == 1 else f"{ZERO_SHOT}, {names.get(head, head)}"
+        rows[label] = part, "before"
+        if part.get("before_resized") is not None:
+            rows[f"{label}, resized"] = part, "before_resized"
+    return rows
 
 
 def probes(parts: Sequence[Mapping[str, Any]], when: str) -> dict[str, list[float]]:

@@ -37,6 +37,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         "before": details(result.before.result),
+        "before_resized": None if result.resized is None else details(result.resized.result),
         "after": details(result.after.result),
         "order_probe": result.record["order_probe"],
         "held_out": result.record["held_out"],

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
+from crossadapt.adapters.attach import frozen
 from crossadapt.adapters.registry import get_method
+from crossadapt.backbones.loading import load
+from crossadapt.backbones.resolution import split_resolution
 from crossadapt.data import Ledger, Manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.metrics import RetrievalResult
@@ -22,7 +26,7 @@ from crossadapt.tasks.retrieval import HeldOut
 from crossadapt.tasks.video_retrieval import HeldOutClips, VideoRetrievalConfig
 from crossadapt.training.classifying import MULTIMODAL_TASK, Classified
 from crossadapt.training.job import TrainJob
-from crossadapt.training.splits import ClipView, Split, open_store, view_of
+from crossadapt.training.splits import ClipView, Split, open_split, open_store, view_of
 
 if TYPE_CHECKING:
     from crossadapt.backbones.hf import HFBackbone
@@ -117,6 +121,66 @@ class Measure:
             self.held_out.scorer(clips, texts),
             probe,
         )
+
+
+def measure_run(
+    job: TrainJob,
+    backbone: HFBackbone,
+    manifest: Manifest,
+    held_out: Split,
+    precision: Precision,
+    **opening: Any,
+) -> tuple[Measured, Measured | None, Measured]:
+    """The frozen model as it ships, the same at the run's picture size if that is another one,
+    and the trained model, on the held-out split of a run.
+
+    `opening` is as for `open_probe`.
+    """
+    config = video_config(job)
+    probe = open_probe(manifest, backbone, **opening) if job.task == VIDEO_TASK else None
+    measure = Measure(backbone, held_out, precision, config, probe)
+    with frozen(backbone):
+        before = measure(backbone, job.protocol)
+    after = measure(backbone, job.protocol)
+    comparing = manifest, held_out, precision, config, job.protocol
+    own = as_shipped(job.backbone, *comparing, device=backbone.device, **opening)
+    return (before, None, after) if own is None else (own, before, after)
+
+
+def as_shipped(
+    source: str,
+    manifest: Manifest,
+    split: Split,
+    precision: Precision,
+    config: VideoRetrievalConfig | None,
+    protocol: str,
+    rerank: Rerank | None = None,
+    device: torch.device | str = "cpu",
+    **opening: Any,
+) -> Measured | None:
+    """The frozen model at its own picture size, for a `source` that names another; else None.
+
+    It is what adapted models are compared with: without an adapter a user has the model as it
+    ships, and a frozen model at another size than its own is usually worse.
+
+    Args:
+        source: of the backbone, such as ``pico-clip@72``.
+        manifest: all rows, for the order probe of clips.
+        split: the rows to measure on, opened at any size.
+        precision, config, protocol, rerank: as for `Measure`.
+        opening: as for `open_probe`.
+    """
+    plain, pixels = split_resolution(source)
+    if pixels is None:
+        return None
+    backbone = load(plain).to(device)
+    if backbone.image_size == (pixels, pixels):
+        return None
+    # What cannot be read is in the caller's ledger already.
+    opening = {**opening, "ledger": Ledger()}
+    own = open_split(backbone, split.manifest, split.name, **opening)
+    probe = open_probe(manifest, backbone, **opening) if config is not None else None
+    return Measure(backbone, own, precision, config, probe, rerank)(backbone, protocol)
 
 
 def resolve_task(job: TrainJob, manifest: Manifest) -> TrainJob:

@@ -12,7 +12,6 @@ from crossadapt import backbones
 from crossadapt.adapters.attach import frozen
 from crossadapt.adapters.folder import RUN_FILE, load_adapter
 from crossadapt.adapters.reading import read_adapter_config
-from crossadapt.backbones.hf import HFBackbone
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.data import Ledger, Manifest, read_manifest
 from crossadapt.errors import UserError
@@ -24,12 +23,13 @@ from crossadapt.training.heldout import (
     VIDEO_TASK,
     Measure,
     Measured,
+    as_shipped,
     open_probe,
     resolve_task,
     video_config,
 )
 from crossadapt.training.job import TrainJob
-from crossadapt.training.splits import Split, open_store, view_of
+from crossadapt.training.splits import Split, open_split
 
 DEFAULT_BACKBONE = "pico-clip"
 
@@ -46,10 +46,12 @@ class Evaluation:
     """Data, split, protocol, backbone, adapter."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know."""
+    resized: Measured | None = None
+    """The frozen model at the adapter's picture size where `frozen` is at its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: both results with intervals, and the paired test."""
-        parts = {"frozen": self.frozen, "adapted": self.adapted}
+        parts = {"frozen": self.frozen, "frozen_resized": self.resized, "adapted": self.adapted}
         there = {name: part.result for name, part in parts.items() if part is not None}
         document: dict[str, Any] = {**self.facts, "notes": list(self.notes)}
         document |= {name: result.to_dict() for name, result in there.items()}
@@ -151,14 +153,16 @@ def run_evaluation(
         opening |= {"frames": video.frames, "sampling": video.sampling}
         probe = open_probe(manifest, model, **opening)
     held_out = open_split(model, rows, split, **opening)
-    measure = Measure(
-        model, held_out, choose_precision(precision, "cpu"), video_config(video), probe, second
-    )
+    numbers, config = choose_precision(precision, "cpu"), video_config(video)
+    measure = Measure(model, held_out, numbers, config, probe, second)
     if adapter is not None:
         load_adapter(model, adapter)
     with frozen(model):
-        before = measure(model, protocol)
+        before, resized = measure(model, protocol), None
     after = measure(model, protocol) if adapter is not None else None
+    if after is not None:
+        own = as_shipped(source, manifest, held_out, numbers, config, protocol, second, **opening)
+        before, resized = (before, None) if own is None else (own, before)
     facts: dict[str, Any] = {
         "data": data,
         "split": split,
@@ -169,7 +173,7 @@ def run_evaluation(
     if video.task == VIDEO_TASK:
         facts |= {name: getattr(video, name) for name in wanted}
     return Evaluation(
-        held_out, before, after, ledger, facts, tuple(_notes(record, manifest, split))
+        held_out, before, after, ledger, facts, tuple(_notes(record, manifest, split)), resized
     )
 
 
@@ -178,22 +182,6 @@ def _paired(shortlist: RetrievalResult, second: RetrievalResult) -> dict[str, An
     if shortlist.groups < 2:
         return {}
     return {m: test.to_dict() for m, test in paired_tests(shortlist, second).items()}
-
-
-def open_split(
-    backbone: HFBackbone,
-    rows: Manifest,
-    name: str,
-    *,
-    ledger: Ledger,
-    workers: int | None = None,
-    cache: Path | None = None,
-    **sampling: Any,
-) -> Split:
-    """Decode the pictures or clips of some rows; those that cannot be read go to the ledger."""
-    store = open_store(rows, backbone, ledger=ledger, cache=cache, workers=workers, **sampling)
-    readable = rows.without(store.unreadable)
-    return Split(name, readable, view_of(store, readable.items))
 
 
 def _video_job(data: str, trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> TrainJob:

@@ -13,8 +13,10 @@ import numpy as np
 from crossadapt.data import DuplicateReport, Unreadable, decode
 from crossadapt.evaluation.charts import Curve
 from crossadapt.evaluation.examples import Example, choose_examples, retrieve_examples
+from crossadapt.evaluation.metrics import metric_label
 from crossadapt.evaluation.report import Report, write_report
 from crossadapt.training.classifying import Classified
+from crossadapt.training.compared import HEADLINE
 from crossadapt.training.events import read_events
 from crossadapt.training.job import TrainJob
 from crossadapt.training.measure import Evaluation
@@ -40,6 +42,7 @@ def report_run(job: TrainJob, result: RunResult) -> Path:
             "training": f"{fit.seconds:,.0f} s, {fit.step:,} steps",
             "peak memory": f"{fit.peak_memory:,.0f} MiB",
             "ended": fit.status,
+            **_resized_fact(result),
             **_probe_fact(result.before, result.after),
             **_class_facts(result),
         },
@@ -70,6 +73,14 @@ def report_evaluation(found: Evaluation, path: Path) -> Path:
     else:
         _measured(report, found.held_out, found.frozen, found.adapted)
     return write_report(report, path)
+
+
+def _resized_fact(result: RunResult) -> dict[str, str]:
+    """How the frozen model does at the run's picture size, where that is not its own."""
+    if result.resized is None:
+        return {}
+    found = result.resized.result.metric(HEADLINE)
+    return {"frozen, at the run's picture size": f"{metric_label(HEADLINE)} {found:.1f}"}
 
 
 def _class_facts(result: RunResult) -> dict[str, str]:

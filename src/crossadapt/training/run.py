@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from crossadapt import backbones
-from crossadapt.adapters.attach import attach, frozen
+from crossadapt.adapters.attach import attach
 from crossadapt.adapters.folder import save_adapter
 from crossadapt.adapters.merge import merge
 from crossadapt.adapters.registry import make_config
@@ -32,14 +32,11 @@ from crossadapt.training.classifying import MULTIMODAL_TASK, Classified, classif
 from crossadapt.training.config import Recipe
 from crossadapt.training.events import reset_peak_memory
 from crossadapt.training.heldout import (
-    VIDEO_TASK,
-    Measure,
     Measured,
-    open_probe,
+    measure_run,
     probe_record,
     resolve_task,
     task_chosen,
-    video_config,
 )
 from crossadapt.training.job import TrainJob
 from crossadapt.training.loop import FitResult, fit
@@ -55,6 +52,8 @@ class RunResult:
 
     `folder` is the job's output; the adapter (or, for a new model, ``backbone/``) is in it.
     `before` and `after` are the frozen and the trained model on `held_out`; None without one.
+    `resized` is the frozen model at the run's picture size, where that is not its own: `before`
+    is then the model at its own size.
     `record` is the content of ``run.json``.
     """
 
@@ -66,6 +65,7 @@ class RunResult:
     ledger: Ledger
     duplicates: DuplicateReport
     record: Mapping[str, Any]
+    resized: Measured | None = None
 
 
 def run_training(job: TrainJob) -> RunResult:
@@ -142,16 +142,14 @@ def run_training(job: TrainJob) -> RunResult:
 
     held_out = splits.test or splits.val
     before: Measured | Classified | None = None
+    resized: Measured | None = None
     after: Measured | Classified | None = None
     classified: dict[str, Any] | None = None
     if held_out is not None and isinstance(task, MultimodalTask):
         before, after, classified = classify(task, backbone, held_out)
     elif held_out is not None:
-        probe = open_probe(manifest, backbone, **opening) if job.task == VIDEO_TASK else None
-        measure = Measure(backbone, held_out, precision, video_config(job), probe)
-        with frozen(backbone):
-            before = measure(backbone, job.protocol)
-        after = measure(backbone, job.protocol)
+        measured = measure_run(job, backbone, manifest, held_out, precision, **opening)
+        before, resized, after = measured
     total = sum(p.numel() for p in backbone.model.parameters())
     record = {
         "job": plain(job),
@@ -168,6 +166,7 @@ def run_training(job: TrainJob) -> RunResult:
         "share": adapter.count() / total,
         "fit": asdict(trained),
         "before": before.result.to_dict() if before is not None else None,
+        "before_resized": resized.result.to_dict() if resized is not None else None,
         "after": after.result.to_dict() if after is not None else None,
         "classification": classified,
         "order_probe": probe_record(before, after),
@@ -178,7 +177,9 @@ def run_training(job: TrainJob) -> RunResult:
         "seconds": time.monotonic() - begin,
         "versions": versions(),
     }  # fmt: skip
-    result = RunResult(output, trained, held_out, before, after, ledger, splits.duplicates, record)
+    result = RunResult(
+        output, trained, held_out, before, after, ledger, splits.duplicates, record, resized
+    )
     if accelerator.is_main_process:
         _save(job, result, backbone)
         if isinstance(task, MultimodalTask):
@@ -292,7 +293,11 @@ def _save(job: TrainJob, result: RunResult, backbone: HFBackbone) -> None:
         )
     ranks: dict[str, Any] = {
         name: details(measured.result)
-        for name, measured in (("before", result.before), ("after", result.after))
+        for name, measured in (
+            ("before", result.before),
+            ("before_resized", result.resized),
+            ("after", result.after),
+        )
         if measured is not None
     }
     write_file(result.folder / RESULTS_FILE, to_json(ranks))

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -95,6 +95,22 @@ class Splits:
     test: Split | None
     duplicates: DuplicateReport
     """Look-alike pictures and equal texts of different groups, and which of them cross splits."""
+
+
+def open_split(
+    backbone: Backbone,
+    rows: Manifest,
+    name: str,
+    *,
+    ledger: Ledger,
+    workers: int | None = None,
+    cache: Path | Literal[False] | None = None,
+    **sampling: Any,
+) -> Split:
+    """Decode the pictures or clips of some rows; those that cannot be read go to the ledger."""
+    store = open_store(rows, backbone, ledger=ledger, cache=cache, workers=workers, **sampling)
+    readable = rows.without(store.unreadable)
+    return Split(name, readable, view_of(store, readable.items))
 
 
 def open_splits(
