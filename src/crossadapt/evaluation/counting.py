@@ -74,15 +74,18 @@ class _Side:
         asked = open_rows + mine.start
         some = scores[open_rows]
         between = (some >= self.low[asked, None]) & (some <= self.high[asked, None])
+        if 32 * np.count_nonzero(between) > some.size:
+            exact = block_scores(self.queries[asked], self.items[theirs])
+            between &= self.codes[asked, None] != self.others[theirs]
+            best = self.best.score[asked, None]
+            self.above[asked] += np.count_nonzero(between & (exact > best), axis=1)
+            self.level[asked] += np.count_nonzero(between & (exact == best), axis=1)
+            return
         row, column = np.nonzero(between)
-        other = self.codes[asked[row]] != self.others[column + theirs.start]
-        row, column = row[other], column[other]
-        if len(row) * 32 > some.size:
-            exact = block_scores(self.queries[asked], self.items[theirs])[row, column]
-        else:
-            exact = pair_scores(self.queries, self.items, asked[row], column + theirs.start)
-        query = asked[row]
-        best = self.best.score[query]
+        query, item = asked[row], column + theirs.start
+        other = self.codes[query] != self.others[item]
+        query, item = query[other], item[other]
+        exact, best = pair_scores(self.queries, self.items, query, item), self.best.score[query]
         np.add.at(self.above, query, exact > best)
         np.add.at(self.level, query, exact == best)
 
