@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from crossadapt.errors import UserError
+from crossadapt.parallel import spread
 
 Features = Any  # a torch tensor on any device, or anything numpy can read; (N, D)
 Groups = Any  # N hashable names: a list, a numpy array or a torch tensor
-_ROWS = 256
+_ROWS = 48
+"""Rows scaled at once: they stay in the processor's cache from the first step to the last."""
 
 
 def as_matrix(features: Features, name: str) -> np.ndarray:
@@ -96,9 +98,9 @@ def check_widths(first: np.ndarray, second: np.ndarray, names: str) -> None:
 def unit_rows(matrix: np.ndarray, name: str) -> np.ndarray:
     """Rows of `matrix` (N, D) scaled to length one; a row of zeros is a `UserError`."""
     found = np.empty_like(matrix)
-    # A few rows at a time stay in the processor's cache through all four steps.
-    for start in range(0, len(matrix), _ROWS):
-        part, out = matrix[start : start + _ROWS], found[start : start + _ROWS]
+
+    def some(start: int) -> None:
+        part = matrix[start : start + _ROWS]
         largest = np.maximum(part.max(axis=1), -part.min(axis=1))[:, None]
         if not largest.all():
             raise UserError(
@@ -107,6 +109,9 @@ def unit_rows(matrix: np.ndarray, name: str) -> np.ndarray:
                 fix="drop that item, or rank by similarity='dot'",
             )
         # Scaling by the largest entry first keeps the squares inside float32.
-        np.divide(part, largest, out=out)
-        out /= np.sqrt(np.add.reduce(np.square(out), axis=1))[:, None]
+        scaled = part / largest
+        length = np.sqrt(np.add.reduce(np.square(scaled), axis=1))
+        np.divide(scaled, length[:, None], out=found[start : start + _ROWS])
+
+    spread(some, range(0, len(matrix), _ROWS))
     return found
