@@ -52,6 +52,9 @@ def open_clip(inputs: list[str]) -> Any:
         module.__spec__, module.__path__ = ModuleSpec(name, None), []
         module.__getattr__ = lambda attribute: MagicMock  # type: ignore[method-assign]
         sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
     import open_clip as library
 
     model = library.create_model("ViT-B-32", pretrained=None).eval()
