@@ -212,7 +212,7 @@ def run(output, *, resume=False, task=None, prefix=True):
 def test_a_run_and_its_resumption(tmp_path):
     whole = run(tmp_path / "whole")
     events = [e for e in read_events(tmp_path / "whole" / "events.jsonl") if e["event"] == "prefix"]
-    assert [(e["stream"], e["below_layer"]) for e in events] == [("image", 1), ("text", 1)]
+    assert [(e["stream"], e["below_layer"]) for e in events] == [("image", 1), ("text", 2)]
     assert all(e["bytes"] > 0 and not e["reason"] for e in events)
     plain = run(tmp_path / "plain", prefix=False)
     for name, value in whole.items():

@@ -164,12 +164,12 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def diverged(
-    loss: float, norm: float, lr: float, step: int, total: int, peak: float, last: Path
+    loss: float, norm: float, lr: float, moment: str, peak: float, last: Path
 ) -> UserError:
-    """The error for a diverged run; the update of `step` was not made."""
+    """The error for a diverged run; the update of that `moment` was not made."""
     kept = f"the last good checkpoint is {last}" if last.exists() else "none saved yet"
     return UserError(
         f"training diverged: loss {loss}, gradient norm {norm}",
-        where=f"step {step} of {total}, learning rate {lr:.3g}; {kept}",
+        where=f"{moment}, learning rate {lr:.3g}; {kept}",
         fix=f"start again with a lower lr (now {peak:g}) or precision fp32",
     )
