@@ -1,6 +1,8 @@
 """Check that the documentation covers the project.
 
 - every registered method has ``docs/methods/<name>.md``, and every such page has a method;
+- every such page says what, from which paper, when to use it, its options, our results and what is
+  unknown, and has an example that can be run;
 - ``docs/cli.md`` shows the ``--help`` of every command as it is now (``--write`` renews it);
 - every public name (in an ``__all__``) has a docstring;
 - every relative link in a Markdown file leads to a file, and every anchor to a heading.
@@ -54,6 +56,33 @@ def method_pages() -> Iterator[str]:
         yield f"docs/methods/{name}.md: missing; every registered method has a page"
     for page in sorted(pages - names):
         yield f"docs/methods/{page}.md: no method has this name"
+
+
+def method_sections() -> Iterator[str]:
+    """Parts that a method's page lacks; the examples themselves are run by the tests."""
+    for path in sorted((ROOT / "docs" / "methods").glob("*.md")):
+        if path.stem != "README":
+            yield from (f"docs/methods/{path.name}: {gap}" for gap in page_gaps(path.read_text()))
+
+
+def page_gaps(text: str) -> list[str]:
+    """What the text of one method's page lacks.
+
+    The sections have to be there with something in them; the first lines say what the method is;
+    the paper is a link to it, or the words that there is none.
+    """
+    pieces = re.split(r"^## (.+)$", re.sub(r"^# .*$", "", text, count=1, flags=re.M), flags=re.M)
+    sections = dict(zip(pieces[1::2], map(str.strip, pieces[2::2]), strict=True))
+    gaps = [] if pieces[0].strip() else ["nothing says what it is"]
+    parts = ("When to use it", "Options", "Our results", "What is unknown")
+    filled = [name for name, body in sections.items() if body]
+    found = {part for part in parts for name in filled if name.startswith(part)}
+    gaps += [f"no section '{part}'" for part in parts if part not in found]
+    if not re.search(r"https://(arxiv\.org|openreview\.net|doi\.org)/|No paper of its own", text):
+        gaps.append("no link to its paper")
+    if not re.search(r"^```(python|bash)$", text, flags=re.M):
+        gaps.append("no example that can be run")
+    return gaps
 
 
 def cli_page() -> str:
@@ -158,7 +187,7 @@ def main(argv: list[str]) -> int:
     """Print the gaps; 1 if there are any."""
     if "--write" in argv:
         CLI_PAGE.write_text(cli_page(), encoding="utf-8")
-    found = [*method_pages(), *cli_coverage(), *docstrings(), *links()]
+    found = [*method_pages(), *method_sections(), *cli_coverage(), *docstrings(), *links()]
     for line in found:
         print(line)
     print(f"documentation: {len(found)} gap{'s' * (len(found) != 1)}")

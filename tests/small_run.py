@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -79,6 +80,12 @@ class AtStep:
 
     def __init__(self, task, step: int, action) -> None:
         self.task, self.step, self.action, self.count = task, step, action, 0
+        # Methods become attributes of this object: an isinstance check against a protocol looks
+        # attributes up without `__getattr__` since Python 3.12.
+        for name in dir(type(task)):
+            method = callable(inspect.getattr_static(type(task), name))
+            if method and not name.startswith("_") and not hasattr(type(self), name):
+                setattr(self, name, getattr(task, name))
 
     def __getattr__(self, name):
         return getattr(self.task, name)

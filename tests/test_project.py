@@ -73,6 +73,7 @@ def test_link_check_finds_a_broken_one(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_docs_cover_the_project() -> None:
     assert list(check_docs.method_pages()) == []
+    assert list(check_docs.method_sections()) == []
     assert list(check_docs.cli_coverage()) == []
     assert list(check_docs.docstrings()) == []
 
@@ -117,3 +118,10 @@ def test_ci_runs_the_two_commands_of_the_readme(repo: Path) -> None:
     assert "set -euo pipefail" in script
     assert script.index("make test") < script.index("make check")
     assert "make test" in (repo / "README.md").read_text()
+
+
+def test_a_page_of_a_method_needs_all_its_parts() -> None:
+    page = (check_docs.ROOT / "docs" / "methods" / "vpt.md").read_text()
+    assert check_docs.page_gaps(page) == []
+    without = page.replace("## Our results", "## Something")
+    assert check_docs.page_gaps(without) == ["no section 'Our results'"]

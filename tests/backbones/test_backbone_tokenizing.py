@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from crossadapt import backbones
 from crossadapt.backbones import load, tiny
 from crossadapt.backbones.bpe import END, START, train_bpe
 from crossadapt.errors import UserError
 
 TEXTS = ["a red door", "Two BLUE birds,  café 漢字 🙂", "x", ""]
+PICO_TOKENS = "fc8a27c198beda32904a5df57ea438a32840dca499dc9c7f76b5817049e1218d"
 LONG = "a photo of a red door " * 20
 
 
@@ -102,6 +111,40 @@ def test_bpe_is_deterministic_and_complete():
     assert len(merges) == len(vocabulary) - 514
     capped, _ = train_bpe(corpus, 518)
     assert len(capped) == 518
+
+
+BPE_SCRIPT = """
+import json
+from crossadapt.backbones.bpe import train_bpe
+corpus = ["a red door", "two green birds on a boat", "xq zk jj vv ww bb", "the café in Çeşme"]
+print(json.dumps(train_bpe(corpus, 700)))
+"""
+
+
+def test_bpe_is_the_same_in_every_process():
+    """With many ties, which a hash table's order must not decide."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", BPE_SCRIPT],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("0", "1", "77")
+    ]
+    found = [run.communicate(timeout=60)[0] for run in runs]
+    assert all(run.returncode == 0 for run in runs)
+    vocabulary, merges = json.loads(found[0])
+    assert len(merges) > 30
+    assert len(vocabulary) == len(merges) + 514
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+
+
+def test_the_bundled_tokenizer_is_the_one_that_was_published():
+    """Whatever `train_bpe` does today: the weights belong to these tokens."""
+    file = Path(backbones.__file__).parents[1] / "assets" / "pico-clip" / "tokenizer.json"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == PICO_TOKENS
 
 
 @pytest.mark.parametrize(("corpus", "size"), [(["a"], 100), ([], 600)])

@@ -300,3 +300,39 @@ def test_ids_are_those_of_the_content(folder, tmp_path) -> None:
     assert file_id(path) == (content_id(path.read_bytes()), path.stat().st_size)
     entries = scan([str(folder)], ledger=Ledger())
     assert [e.kind for e in entries].count("video") == 4
+
+
+def test_a_clip_is_judged_by_the_frame_that_is_shown(folder, tmp_path) -> None:
+    """Of a re-ranked clip, the match logit is that of its best frame, read from the original."""
+    import shutil
+
+    from crossadapt.backbones.blip import MATCH
+    from crossadapt.data.video import read_frames
+
+    films, store = tmp_path / "films", tmp_path / "store"
+    shutil.copytree(folder, films)
+    source = str(save_backbone(crossadapt.load("tiny:blip"), tmp_path / "blip", dtype="float32"))
+    index(source, films, store, frames=4)
+    collection = Collections(str(store)).open(NAME)
+    searcher = Searcher(collection, Embedder.open(source, device="cpu", precision="fp32"))
+    query = Query(text="a red bar", k=9, rerank=9)
+    found = searcher.search(query)
+    assert not found.notes
+    assert [hit.kind for hit in found.hits].count("video") == 3
+    backbone = searcher.embedder.backbone
+    tokens = backbone.tokenize([query.text])
+    for hit in found.hits:
+        if hit.kind == "video":
+            every = list(read_frames(hit.item, lambda times, _: np.arange(len(times))))
+            [shown] = [shot for shot in every if shot[0] == pytest.approx(hit.start, abs=1e-4)]
+            image = shown[1]
+        else:
+            image = Image.open(hit.item).convert("RGB")
+        pixels = backbone.preprocess.normalise(backbone.preprocess.pixels(image)[None])
+        seen = backbone.encode_image_tokens(pixels)
+        wanted = float(backbone.match(tokens.ids, tokens.mask, seen)[0, MATCH])
+        assert hit.match == pytest.approx(wanted, abs=1e-4)
+    (films / "back.mp4").write_bytes((films / "forth.mp4").read_bytes())
+    left = searcher.search(query)
+    assert "1 of 5 hits could not be judged" in left.notes[0]
+    assert (Path(left.hits[-1].item).name, left.hits[-1].match) == ("back.mp4", None)

@@ -337,6 +337,25 @@ def test_any_method_can_classify_from_the_command_line(photos, tmp_path, capsys)
     assert "macro-F1, trained" in page
 
 
+def test_cm3t_classifies_on_blip(photos, tmp_path) -> None:
+    """On the vision tower of a BLIP; its fusion tower takes no part."""
+    options = (
+        "--task multimodal --method cm3t --method.r 4 --method.prefix 4 --backbone tiny:blip "
+        "--epochs 1 --batch-size 10 --precision fp32 --quiet"
+    )
+    assert main(["train", "--data", str(photos), "--output", str(tmp_path), *options.split()]) == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    subsets = ["vision", "vision+text", "vision+signals", "vision+text+signals"]
+    assert list(record["classification"]["subsets"]) == subsets
+    assert record["identity"]["config"]["modalities"] == ["text=16", "signals=12"]
+    backbone = backbones.load("tiny:blip")
+    load_adapter(backbone, tmp_path)
+    found = load_classifier(backbone, tmp_path).probabilities(
+        np.zeros((2, 1, 3, 32, 32), np.uint8), ["a door", None], [None, None]
+    )
+    torch.testing.assert_close(found.sum(1), torch.ones(2))
+
+
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     photos, tmp_path, monkeypatch
 ) -> None:

@@ -48,6 +48,7 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], l
     if not texts:
         raise UserError("There is no text to train the tokenizer on.", fix="pass some captions")
     alphabet = sorted(ByteLevel.alphabet())
+    ends = [token + _WORD_END for token in alphabet]
     learner = Tokenizer(BPE(end_of_word_suffix=_WORD_END))
     learner.normalizer, learner.pre_tokenizer = _rules()
     learner.train_from_iterator(
@@ -55,14 +56,18 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> tuple[dict[str, int], l
         BpeTrainer(
             vocab_size=vocab_size,
             initial_alphabet=alphabet,
+            # Pairs of equal count are merged in the order of their tokens' numbers. The trainer
+            # numbers the bytes at a word's end as it meets them in a hash table, whose order is
+            # another in every process; named here, they have their numbers before it starts.
+            special_tokens=ends,
             end_of_word_suffix=_WORD_END,
             show_progress=False,
         ),
     )
     learned = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     vocabulary = {token: index for index, token in enumerate(alphabet)}
-    for token in alphabet:
-        vocabulary[token + _WORD_END] = len(vocabulary)
+    for token in ends:
+        vocabulary[token] = len(vocabulary)
     merges = []
     for left, right in learned:
         if len(vocabulary) == vocab_size - 2:

@@ -23,6 +23,8 @@ class Limits:
     """Characters of a text, and of the excluded words."""
     max_k: int = 1000
     """Hits."""
+    max_rerank: int = 1000
+    """Hits that are judged again."""
     max_pixels: int = 64_000_000
     """Width x height of a picture, read from its header before any pixel is decoded."""
     max_bytes: int = 32 * 2**20

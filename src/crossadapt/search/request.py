@@ -195,11 +195,11 @@ def _check_parts(query: Query) -> None:
 
 def _check_rerank(query: Query, limits: Limits) -> None:
     """Judging needs words, and the model as it is: no mixtures."""
-    if not isinstance(query.rerank, int) or not 0 <= query.rerank <= limits.max_k:
+    if not isinstance(query.rerank, int) or not 0 <= query.rerank <= limits.max_rerank:
         raise UserError(
             f"rerank is {query.rerank!r}",
             where="rerank",
-            fix=f"judge between 1 and {limits.max_k:,} hits",
+            fix=f"judge between 1 and {limits.max_rerank:,} hits",
         )
     if not query.rerank:
         return

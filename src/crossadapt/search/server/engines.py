@@ -21,8 +21,12 @@ from crossadapt.search.calibration import null_queries
 from crossadapt.search.card import FROZEN, Card, View
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from PIL import Image
 
+    from crossadapt.backbones.hf import HFBackbone
+    from crossadapt.backbones.precision import Precision
     from crossadapt.search.collection import Collection
     from crossadapt.search.embedder import Embedder
 
@@ -42,11 +46,26 @@ class Engine:
 class Bound:
     """An engine as one collection sees it: by the names of its own views.
 
-    Offers what `crossadapt.search.calibration.Calibration` and the batcher need of an embedder.
+    Offers what `crossadapt.search.calibration.Calibration`, the batcher and the re-ranker need of
+    an embedder.
     """
 
     def __init__(self, engine: Engine, names: dict[str, str]) -> None:
         self.engine, self.names = engine, names
+
+    @property
+    def backbone(self) -> HFBackbone:
+        """The model."""
+        return self.engine.embedder.backbone
+
+    @property
+    def precision(self) -> Precision:
+        """Its number format."""
+        return self.engine.embedder.precision
+
+    def alone(self, view: str) -> AbstractContextManager[HFBackbone]:
+        """The backbone with the adapter of a view, and nobody else's."""
+        return self.engine.embedder.alone(self.names[view])
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """A picture as the model sees it, uint8 (3, H, W)."""

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from crossadapt.backbones.blip import BlipBackbone
 from crossadapt.search.filter_parser import parse
 from crossadapt.search.server.admission import while_connected
 from crossadapt.search.server.catalogue import Served, health
@@ -47,6 +48,7 @@ async def collections(state: Here) -> list[CollectionOut]:
                 for v in served.card.views
             ],
             attributes=dict(served.card.attributes),
+            rerank=isinstance(served.bound.backbone, BlipBackbone),
             examples=served.examples,
             health=HealthOut(**health(name, served, problems)),
         )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from crossadapt.search.request import LIMITS, Query
+from crossadapt.search.server.settings import MOST_JUDGED
 
 # Said in the schema and checked by `crossadapt.search.request`, whose errors say what to do.
 _SHARE: JsonDict = {"minimum": 0, "maximum": 1}
@@ -55,6 +56,12 @@ class SearchParams(BaseModel):
     )
     exact: bool = Field(False, description="Compare with every item although there is an index.")
     compare: bool = Field(False, description="Also what the frozen model finds, with its ranks.")
+    rerank: int = Field(
+        0,
+        description="How many of the nearest items the fusion tower judges and sorts anew; 0 for "
+        "none. For words alone, where a collection says `rerank`.",
+        json_schema_extra={"minimum": 0, "maximum": MOST_JUDGED},
+    )
 
     def query(self, image: bytes | None = None) -> Query:
         """The query it stands for."""
@@ -70,6 +77,7 @@ class SearchParams(BaseModel):
             strength=self.strength,
             exact=self.exact,
             compare=self.compare,
+            rerank=self.rerank,
         )
 
 
@@ -90,6 +98,9 @@ class HitOut(BaseModel):
     height: int
     duration: float = Field(description="Seconds; 0 for pictures.")
     frozen_rank: int | None = Field(description="Rank by the frozen model; only with `compare`.")
+    match: float | None = Field(
+        description="Match logit of the fusion tower, which `rerank` sorts by; else null."
+    )
     start: float | None = Field(description="Where in a video the best frame is, in seconds.")
     thumbnail: str = Field(description="Address of its small picture.")
 
@@ -99,6 +110,7 @@ class TookOut(BaseModel):
 
     embed: float
     search: float
+    rerank: float = Field(description="What the second stage added; 0 without `rerank`.")
     total: float
 
 
@@ -116,7 +128,7 @@ class SearchOut(BaseModel):
                     "plan": "exact",
                     "searched": 4173,
                     "passing": 4173,
-                    "took_ms": {"embed": 6.1, "search": 3.4, "total": 10.2},
+                    "took_ms": {"embed": 6.1, "search": 3.4, "rerank": 0.0, "total": 10.2},
                     "notes": [],
                     "hits": [
                         {
@@ -132,6 +144,7 @@ class SearchOut(BaseModel):
                             "height": 1200,
                             "duration": 0.0,
                             "frozen_rank": None,
+                            "match": None,
                             "start": None,
                             "thumbnail": "/thumbnail/1f0a6d2c9b7e4f5aa0c3d1e2b4f6a8c0"
                             "?collection=photos",
@@ -196,6 +209,7 @@ class CollectionOut(BaseModel):
     default_view: str
     views: list[ViewOut]
     attributes: dict[str, str]
+    rerank: bool = Field(description="Whether its model has a fusion tower, for `rerank`.")
     examples: list[str] = Field(description="Captions of its items, to try.")
     health: HealthOut
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -12,6 +13,7 @@ from urllib.parse import quote
 
 from crossadapt.search.query import Hit, Prepared, Query, Result, compose, prepare, rank
 from crossadapt.search.request import check
+from crossadapt.search.reranking import Reranker
 from crossadapt.search.server.catalogue import Served
 from crossadapt.search.server.failures import asked, stored
 from crossadapt.search.server.schemas import HitOut, SearchOut, TookOut
@@ -29,6 +31,8 @@ async def search(
     began = time.perf_counter()
     with asked():
         check(query, served.collection, state.settings.limits)
+        gone = threading.Event()
+        reranker = _reranker(state, served, gone) if query.rerank else None
     prepared = await _prepare(state, served, query, picture_name)
     embedding = time.perf_counter()
     if prepared.texts or prepared.pixels is not None:
@@ -38,8 +42,14 @@ async def search(
     else:
         vectors = {view: {} for view in prepared.views}
     ranking = time.perf_counter()
-    result = await state.run(state.searching, _rank, served, prepared, vectors)
+    pool = state.searching if reranker is None else state.judging
+    try:
+        result = await state.run(pool, _rank, served, prepared, vectors, reranker)
+    except asyncio.CancelledError:
+        gone.set()
+        raise
     now = time.perf_counter()
+    judging = result.seconds.get("rerank", 0.0)
     return SearchOut(
         collection=served.card.name,
         view=result.view,
@@ -49,7 +59,10 @@ async def search(
         searched=result.searched,
         passing=result.passing,
         took_ms=TookOut(
-            embed=_ms(ranking - embedding), search=_ms(now - ranking), total=_ms(now - began)
+            embed=_ms(ranking - embedding),
+            search=_ms(now - ranking - judging),
+            rerank=_ms(judging),
+            total=_ms(now - began),
         ),
         notes=result.notes,
         hits=hits_out(result.hits, served.card.name),
@@ -77,13 +90,19 @@ async def _prepare(state: State, served: Served, query: Query, name: str) -> Pre
     return work()
 
 
-def _rank(served: Served, prepared: Prepared, vectors: Mapping[str, Any]) -> Result:
+def _reranker(state: State, served: Served, gone: threading.Event) -> Reranker:
+    return Reranker(served.collection, served.bound, originals=state.originals, stopped=gone.is_set)
+
+
+def _rank(
+    served: Served, prepared: Prepared, vectors: Mapping[str, Any], reranker: Reranker | None
+) -> Result:
     with asked():  # the one thing about the query that shows only in its vectors
         compose(prepared, vectors, prepared.view, prepared.strength)
         if prepared.query.compare:
             compose(prepared, vectors, "frozen", 1.0)
     with stored():
-        return rank(prepared, vectors, served.collection, served.calibration)
+        return rank(prepared, vectors, served.collection, served.calibration, reranker)
 
 
 def hits_out(hits: Sequence[Hit], collection: str) -> list[HitOut]:
@@ -102,6 +121,7 @@ def hits_out(hits: Sequence[Hit], collection: str) -> list[HitOut]:
             height=hit.height,
             duration=hit.duration,
             frozen_rank=hit.frozen_rank,
+            match=hit.match,
             start=hit.start,
             thumbnail=address("thumbnail", hit.id, collection)
             + (f"&frame={hit.frame}" if hit.frame is not None else ""),

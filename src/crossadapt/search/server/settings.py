@@ -10,6 +10,8 @@ from crossadapt.search.query_picture import Limits
 
 LEAST_TOKEN = 16
 """Characters of the shortest token that is accepted."""
+MOST_JUDGED = 64
+"""Hits that one search may have judged again: each costs a run of the vision tower."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Settings:
     @property
     def limits(self) -> Limits:
         """The largest query."""
-        return Limits(max_pixels=self.max_pixels, max_bytes=self.max_upload)
+        return Limits(max_pixels=self.max_pixels, max_bytes=self.max_upload, max_rerank=MOST_JUDGED)
 
     @property
     def checks_host(self) -> bool:

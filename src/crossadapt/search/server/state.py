@@ -64,6 +64,8 @@ class State:
         # Pictures are decoded in few threads, so that a large one holds up pictures only.
         self.decoding = ThreadPoolExecutor(2, "crossadapt-decode")
         self.searching = ThreadPoolExecutor(max(2, min(cores, 16)), "crossadapt-search")
+        # One re-ranking at a time, so that it holds up other re-rankings and no plain search.
+        self.judging = ThreadPoolExecutor(1, "crossadapt-judge")
         self.reading = ThreadPoolExecutor(4, "crossadapt-read")
         self._reloading = ThreadPoolExecutor(1, "crossadapt-reload")
         self._watcher: asyncio.Task[None] | None = None
@@ -88,7 +90,7 @@ class State:
 
     def _stop(self) -> None:
         self.batcher.close()
-        for pool in (self.decoding, self.searching, self.reading, self._reloading):
+        for pool in (self.decoding, self.searching, self.judging, self.reading, self._reloading):
             pool.shutdown(cancel_futures=True)
 
     async def _watch(self) -> None:
