@@ -51,9 +51,7 @@ def prepare(folder: Path, pairs: int, seed: int = 0) -> None:
     model.save_pretrained(folder / "model")
     bundled = files("crossadapt") / "assets" / "pico-clip"
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(
-            str(files("crossadapt") / "assets" / "pico-clip" / name), folder / "model" / name
-        )
+        shutil.copy(str(bundled / name), folder / "model" / name)
     preprocess = crossadapt.load(ARCHITECTURE).preprocess
     picture = {
         "image_processor_type": "CLIPImageProcessor",

@@ -21,7 +21,7 @@ def frozen_layers(backbone: Backbone, adapter: AttachedAdapter) -> dict[str, int
     """
     if backbone.family not in FAMILIES or adapter.has_roots:
         return {}
-    found = {tower: backbone.depth(tower) for tower in backbone.towers}
+    found: dict[str, int] = {tower: backbone.depth(tower) for tower in ("vision", "text")}
 
     def reach(tower: str, layer: int) -> None:
         found[tower] = min(found[tower], max(layer, 0))

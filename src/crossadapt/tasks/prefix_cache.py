@@ -135,7 +135,9 @@ class PrefixCache:
     def encode(self, backbone: Backbone, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """Features (B, D) from hidden states; of texts with their `ids` (B, L)."""
         with standing_in(backbone, self.tower, self.layers, hidden):
-            return backbone.encode_image(hidden) if ids is None else backbone.encode_text(ids)
+            if ids is None:
+                return backbone.encode_image(hidden)
+            return backbone.encode_text(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 def open_prefix(
@@ -171,21 +173,20 @@ def open_prefix(
 
     try:
         first = hidden(np.arange(min(_PROBE, rows.count)))
-        lengths = rows.lengths
-        if lengths is None:
-            lengths = np.full(rows.count, first.shape[1], np.int64)
+        whole = np.full(rows.count, first.shape[1], np.int64)
+        lengths = whole if rows.lengths is None else rows.lengths
         store = PrefixStore(place, lengths, first.shape[2], first.dtype)
         missing = store.missing
         if missing:
             if passes < WORTH:
-                return refused(f"rows are encoded {passes:.1f} times on average", store.bytes)
+                return refused(f"rows are encoded {passes:.1f} times on average", store.size)
             clean(make_folder(base))
             free = room(base)
-            if store.bytes > free:
+            if store.size > free:
                 return refused(
-                    f"it would take {store.bytes / 1e9:.1f} GB of at most {free / 1e9:.1f} GB "
+                    f"it would take {store.size / 1e9:.1f} GB of at most {free / 1e9:.1f} GB "
                     "(half of the free disk)",
-                    store.bytes,
+                    store.size,
                 )
 
             def compute(index: np.ndarray) -> list[Tensor]:
@@ -197,11 +198,11 @@ def open_prefix(
     except (UserError, OSError) as error:
         return refused(str(getattr(error, "what", error)))
     cache = PrefixCache(
-        rows.tower, layers, store, PrefixNote(rows.stream, layers, store.bytes, place)
+        rows.tower, layers, store, PrefixNote(rows.stream, layers, store.size, place)
     )
     wrong = _disagreement(backbone, rows, cache, precision)
     if wrong > _AGREE[precision.name]:
-        return refused(f"features from it differ by {wrong:.2g}", store.bytes)
+        return refused(f"features from it differ by {wrong:.2g}", store.size)
     return cache, cache.note
 
 

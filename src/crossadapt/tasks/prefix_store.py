@@ -56,7 +56,7 @@ class PrefixStore:
         self._shards: list[np.ndarray] = []
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Size of all shards."""
         return int(self.lengths.sum()) * self.width * self._type.itemsize
 

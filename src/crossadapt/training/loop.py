@@ -220,9 +220,8 @@ class _Run:
         loss, parts = gradient_cache.backward(encode, loss_of, batch.inputs, recipe.chunk)
         norm = updates.average_and_clip(list(self.trained.values()), recipe.clip, self.world)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise updates.diverged(
-                loss, norm, lr, progress.step + 1, self.total, recipe.lr, self.last
-            )
+            moment = f"step {progress.step + 1} of {self.total}"
+            raise updates.diverged(loss, norm, lr, moment, recipe.lr, self.last)
         set_learning_rate(self.optimiser, lr)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
