@@ -2,7 +2,7 @@
 #   make demo    adapt the bundled model to OpenMoji and print zero-shot vs adapted
 #   make test    the test suite
 #   make check   lint, types, import directions, documentation coverage
-#   make bench   the side-by-side measurements in bench/
+#   make bench   the side-by-side measurements in bench/ (ARGS=--smoke for a try)
 # PYTHON=...   the interpreter that makes the environment   VENV=...   where it lives
 # ARGS=...     passed to the command                        PIP_ARGS=... passed to pip
 
@@ -57,11 +57,10 @@ check: $(STAMP_DEV)
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 	$(BIN)/python scripts/check_imports.py
 	$(BIN)/python scripts/check_docs.py
-	$(BIN)/python scripts/results_pages.py
+	$(BIN)/python scripts/results.py
 
 bench: $(STAMP_DEV)
-	@for script in $(or $(SCRIPTS),$(filter-out bench/_%,$(wildcard bench/*.py))); do \
-	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	$(BIN)/python bench/_all.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

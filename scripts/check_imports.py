@@ -18,7 +18,7 @@ from pathlib import Path
 PACKAGE = "crossadapt"
 SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 
-_FREE = {"errors", "files"}
+_FREE = {"errors", "files", "parallel"}
 _MODEL = {"layers", "backbones"} | _FREE
 _TRAINED = _MODEL | {"adapters", "methods"}
 _TASK = _TRAINED | {"tasks", "data", "evaluation", "integrations"}
@@ -28,6 +28,7 @@ _TASK = _TRAINED | {"tasks", "data", "evaluation", "integrations"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "parallel": set(),
     "layers": _FREE,
     "backbones": _MODEL,
     "adapters": _MODEL | {"integrations"},

@@ -6,15 +6,13 @@
 The JSON is what ``crossadapt compare --suite retrieval`` writes as ``PART/comparison.json``, put at
 ``docs/results/retrieval/PART.json``. A number on these pages comes from there or is not there.
 
-Usage: python scripts/results_pages.py [--write]
-Without --write, prints one line for each page that is not what the JSON says, and exits with 1.
+`results.py` writes and checks them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ GUESS = "†"
 HEAD = """\
 # Retrieval methods side by side
 
-Written by `python scripts/results_pages.py --write` from the JSON files beside it; `make check`
+Written by `python scripts/results.py --write` from the JSON files beside it; `make check`
 compares. Nothing here is typed by hand and nothing is copied from a paper.
 [Which method](../which-method.md) says what follows for a choice.
 
@@ -239,19 +237,3 @@ def _line(cells: list[str]) -> str:
 
 def _cost(values: Record | None) -> str:
     return "" if values is None else f"{values['estimate']:,.0f}"
-
-
-def main(argv: list[str]) -> int:
-    gaps = 0
-    for path, text in pages().items():
-        if "--write" in argv:
-            path.write_text(text, encoding="utf-8")
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            print(f"{path.relative_to(ROOT)}: run python scripts/results_pages.py --write")
-            gaps += 1
-    print(f"results: {gaps} pages to renew")
-    return int(gaps > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

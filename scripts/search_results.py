@@ -3,35 +3,30 @@
     python bench/search.py --output docs/results/search/search.json
     python bench/index_resume.py --output docs/results/search/index_resume.json
     python bench/serve_load.py --output docs/results/search/serve_load.json
-    python scripts/search_results.py
+    python scripts/results.py --write
 
 A document that is missing is named on the page as not measured; no figure is typed by hand.
-
-Usage: python scripts/search_results.py [--check]
-With --check nothing is written; exits with 1 if the page is not what the documents give.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-PAGE = RESULTS / "search.md"
+ROOT = Path(__file__).resolve().parent.parent
 BUSY = 0.5
 
 HEAD = """# Results: search
 
 Measured by the commands beside the tables; the JSON documents are what the commands wrote, and
-`python scripts/search_results.py` makes this page of them.
+`python scripts/results.py --write` makes this page of them.
 """
 
 
-def documents() -> dict[str, dict[str, Any]]:
+def documents(root: Path = ROOT) -> dict[str, dict[str, Any]]:
     """Name of a bench to what it wrote."""
-    found = sorted((RESULTS / "search").glob("*.json"))
+    found = sorted((root / "docs" / "results" / "search").glob("*.json"))
     return {path.stem: json.loads(path.read_text()) for path in found}
 
 
@@ -157,9 +152,9 @@ SECTIONS = {
 }
 
 
-def page() -> str:
+def page(root: Path = ROOT) -> str:
     """The whole page."""
-    found, text = documents(), HEAD
+    found, text = documents(root), HEAD
     for name, (title, write) in SECTIONS.items():
         text += f"\n## {title}\n\n{command(name)}\n"
         if name not in found:
@@ -170,16 +165,6 @@ def page() -> str:
     return text
 
 
-def main() -> int:
-    text = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text() != text:
-            print(f"{PAGE}: run python scripts/search_results.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def pages(root: Path = ROOT) -> dict[Path, str]:
+    """The page by its place."""
+    return {root / "docs" / "results" / "search.md": page(root)}

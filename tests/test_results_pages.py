@@ -103,7 +103,7 @@ def test_the_guide_gets_its_numbers_between_the_marks_and_nowhere_else(record) -
 
 def test_pages_are_what_the_committed_json_says(repo: Path) -> None:
     for path, text in pages.pages(repo).items():
-        assert path.read_text(encoding="utf-8") == text, "python scripts/results_pages.py --write"
+        assert path.read_text(encoding="utf-8") == text, "python scripts/results.py --write"
 
 
 def test_every_question_is_asked_and_no_number_stands_outside(repo: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ def resampled(table: Tensor, grid: int, wanted: int, extra: int) -> Tensor:
     return torch.cat([kept, places]).reshape(*table.shape[:-2], -1, table.shape[-1])
 
 
-def _note_size(backbone: HFBackbone, pixels: int, grid: int, positions: int) -> None:
+def _note_size(backbone: Any, pixels: int, grid: int, positions: int) -> None:
     """Write the new size to the places where the family's code reads it."""
     if backbone.family == "open_clip":
         visual = backbone.model.visual

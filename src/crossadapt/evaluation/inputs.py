@@ -8,9 +8,14 @@ from typing import Any
 import numpy as np
 
 from crossadapt.errors import UserError
+from crossadapt.parallel import spread
 
 Features = Any  # a torch tensor on any device, or anything numpy can read; (N, D)
 Groups = Any  # N hashable names: a list, a numpy array or a torch tensor
+_ROWS = 64
+"""Rows scaled at once: they stay in the processor's cache from the first step to the last."""
+_PART = 64 * _ROWS
+"""Rows that one thread scales with the same piece of memory."""
 
 
 def as_matrix(features: Features, name: str) -> np.ndarray:
@@ -39,7 +44,8 @@ def as_matrix(features: Features, name: str) -> np.ndarray:
         )
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
-    bad = ~np.isfinite(array).all(axis=1)
+    # NaN and infinity survive in the largest or the least; no mask of the whole matrix is made.
+    bad = ~(np.isfinite(array.max(axis=1)) & np.isfinite(array.min(axis=1)))
     if bad.any():
         raise UserError(
             f"{name} hold NaN or infinity in {int(bad.sum())} of {len(array)} rows",
@@ -61,8 +67,9 @@ def as_names(groups: Groups, count: int, name: str) -> list[Hashable]:
             fix="pass one group name per row",
             where=f"{len(names)} groups for {count} rows",
         )
-    unhashable = [n for n in names if not isinstance(n, Hashable)]
-    if unhashable:
+    # Asked once per type: a set of names has thousands of rows and one type.
+    if not all(issubclass(kind, Hashable) for kind in set(map(type, names))):
+        unhashable = [n for n in names if not isinstance(n, Hashable)]
         raise UserError(
             f"{name} must be strings or numbers",
             where=repr(unhashable[0])[:80],
@@ -92,13 +99,26 @@ def check_widths(first: np.ndarray, second: np.ndarray, names: str) -> None:
 
 def unit_rows(matrix: np.ndarray, name: str) -> np.ndarray:
     """Rows of `matrix` (N, D) scaled to length one; a row of zeros is a `UserError`."""
-    largest = np.abs(matrix).max(axis=1, keepdims=True)
-    if not largest.all():
-        raise UserError(
-            f"{name} hold a row of zeros, which has no direction",
-            where=f"row {int((largest[:, 0] == 0).argmax())}",
-            fix="drop that item, or rank by similarity='dot'",
-        )
-    # Scaling by the largest entry first keeps the squares inside float32.
-    scaled = matrix / largest
-    return scaled / np.sqrt(np.einsum("nd,nd->n", scaled, scaled))[:, None]
+    found = np.empty_like(matrix)
+
+    def some(first: int) -> None:
+        held = np.empty((min(_ROWS, len(matrix)), matrix.shape[1]), np.float32)
+        last = min(first + _PART, len(matrix))
+        for start in range(first, last, _ROWS):
+            part, out = matrix[start : min(start + _ROWS, last)], found[start : start + _ROWS]
+            out = out[: len(part)]
+            squares = held[: len(part)]
+            largest = np.maximum(part.max(axis=1), -part.min(axis=1))[:, None]
+            if not largest.all():
+                raise UserError(
+                    f"{name} hold a row of zeros, which has no direction",
+                    where=f"row {start + int((largest[:, 0] == 0).argmax())}",
+                    fix="drop that item, or rank by similarity='dot'",
+                )
+            # Scaling by the largest entry first keeps the squares inside float32.
+            np.divide(part, largest, out=out)
+            np.square(out, out=squares)
+            out /= np.sqrt(np.add.reduce(squares, axis=1))[:, None]
+
+    spread(some, range(0, len(matrix), _PART))
+    return found

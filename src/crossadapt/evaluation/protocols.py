@@ -26,18 +26,25 @@ from crossadapt.evaluation.inputs import (
     check_widths,
     encode_groups,
 )
-from crossadapt.evaluation.metrics import DirectionMetrics, QueryRanks, RetrievalResult
+from crossadapt.evaluation.metrics import (
+    DIRECTIONS,
+    DirectionMetrics,
+    QueryRanks,
+    RetrievalResult,
+)
 from crossadapt.evaluation.ranks import (
     DEFAULT_BLOCK,
     Ranks,
     Similarity,
+    rank_both,
     rank_codes,
     rank_stripes,
 )
 
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(numbers of texts (n,), numbers of images (m,)) to scores (n, m), larger is better."""
-_Ranker = Callable[[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Ranks]
+_Ranker = Callable[[np.ndarray, np.ndarray], tuple[Ranks, Ranks]]
+"""(numbers of texts (n,), numbers of images (m,)) to text to image and image to text."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +121,15 @@ def evaluate(
         as_names(text_groups, len(texts), "text groups"),
     )
 
-    def ranker(
-        direction: str, q: np.ndarray, g: np.ndarray, q_codes: np.ndarray, g_codes: np.ndarray
-    ) -> Ranks:
-        queries, gallery = (texts, images) if direction == "text_to_image" else (images, texts)
-        grouped = rule.grouped_captions and direction == "image_to_text"
-        return rank_codes(queries[q], gallery[g], q_codes, g_codes, similarity, block, grouped)
+    def ranker(t: np.ndarray, i: np.ndarray) -> tuple[Ranks, Ranks]:
+        # Everything is no copy.
+        some_texts = texts if len(t) == len(texts) else texts[t]
+        some_images = images if len(i) == len(images) else images[i]
+        sides = (some_texts, some_images, text_codes[t], image_codes[i])
+        if not rule.grouped_captions:
+            return rank_both(*sides, similarity, block)
+        back = (some_images, some_texts, image_codes[i], text_codes[t])
+        return rank_codes(*sides, similarity, block), rank_codes(*back, similarity, block, True)
 
     return _measure(rule, image_codes, text_codes, ranker, similarity)
 
@@ -150,18 +160,17 @@ def evaluate_scores(
         as_names(text_groups, len(text_groups), "text groups"),
     )
 
-    def ranker(
-        direction: str, q: np.ndarray, g: np.ndarray, q_codes: np.ndarray, g_codes: np.ndarray
-    ) -> Ranks:
-        asked = scores[direction] if isinstance(scores, Mapping) else scores
+    both = scores if isinstance(scores, Mapping) else dict.fromkeys(DIRECTIONS, scores)
 
-        def score(stripe: slice) -> np.ndarray:
-            if direction == "text_to_image":
-                return asked(q[stripe], g)
-            return asked(g, q[stripe]).T
-
-        grouped = rule.grouped_captions and direction == "image_to_text"
-        return rank_stripes(score, q_codes, g_codes, block, grouped)
+    def ranker(t: np.ndarray, i: np.ndarray) -> tuple[Ranks, Ranks]:
+        codes = (text_codes[t], image_codes[i])
+        forward, backward = (both[direction] for direction in DIRECTIONS)
+        return (
+            rank_stripes(lambda stripe: forward(t[stripe], i), *codes, block),
+            rank_stripes(
+                lambda stripe: backward(t, i[stripe]).T, *codes[::-1], block, rule.grouped_captions
+            ),
+        )
 
     return _measure(rule, image_codes, text_codes, ranker, similarity)
 
@@ -175,26 +184,25 @@ def _measure(
 ) -> RetrievalResult:
     if rule.check is not None:
         rule.check(image_codes, text_codes)
-    sides = {
-        "text_to_image": (text_codes, image_codes),
-        "image_to_text": (image_codes, text_codes),
-    }
+    codes = {"text_to_image": text_codes, "image_to_text": image_codes}
     fold_of_group = _folds(image_codes, int(text_codes.max()), rule.folds)
-    metrics: dict[str, DirectionMetrics] = {}
-    details: dict[str, QueryRanks] = {}
-    for direction, (query_codes, gallery_codes) in sides.items():
-        low, high = np.empty(len(query_codes), np.int64), np.empty(len(query_codes), np.int64)
-        parts = []
-        for fold in range(rule.folds):
-            q = np.flatnonzero(fold_of_group[query_codes] == fold)
-            g = np.flatnonzero(fold_of_group[gallery_codes] == fold)
-            found = ranker(direction, q, g, query_codes[q], gallery_codes[g])
-            low[q], high[q] = found.optimistic, found.pessimistic
-            grouped = rule.grouped_captions and direction == "image_to_text"
-            size = len(np.unique(gallery_codes[g])) if grouped else len(g)
-            parts.append(DirectionMetrics.from_ranks(found, size))
-        metrics[direction] = parts[0] if rule.folds == 1 else DirectionMetrics.mean(parts)
-        details[direction] = QueryRanks(Ranks(low, high), query_codes)
+    low = {name: np.empty(len(own), np.int64) for name, own in codes.items()}
+    high = {name: np.empty(len(own), np.int64) for name, own in codes.items()}
+    parts: dict[str, list[DirectionMetrics]] = {name: [] for name in codes}
+    for fold in range(rule.folds):
+        t = np.flatnonzero(fold_of_group[text_codes] == fold)
+        i = np.flatnonzero(fold_of_group[image_codes] == fold)
+        size = len(np.unique(text_codes[t])) if rule.grouped_captions else len(t)
+        for name, queries, gallery, found in zip(
+            DIRECTIONS, (t, i), (len(i), size), ranker(t, i), strict=True
+        ):
+            low[name][queries], high[name][queries] = found.optimistic, found.pessimistic
+            parts[name].append(DirectionMetrics.from_ranks(found, gallery))
+    metrics = {
+        name: found[0] if rule.folds == 1 else DirectionMetrics.mean(found)
+        for name, found in parts.items()
+    }
+    details = {name: QueryRanks(Ranks(low[name], high[name]), own) for name, own in codes.items()}
     return RetrievalResult(
         protocol=rule.name,
         similarity=similarity,

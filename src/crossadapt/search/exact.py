@@ -10,13 +10,13 @@ from three products, without making that vector:
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from crossadapt.parallel import spread
 
 BLOCK = 8192
 """Rows of one product for many queries: their scores stay in the processor's cache."""
@@ -62,8 +62,7 @@ def products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return queries @ vectors.T
     pieces = [vectors[at : at + _PIECE] for at in range(0, len(vectors), _PIECE)]
     work = functools.partial(_dots, queries)
-    found = list(_threads(os.getpid()).map(work, pieces)) if len(pieces) > 1 else map(work, pieces)
-    return np.concatenate([np.empty((len(queries), 0), np.float32), *found], axis=1)
+    return np.concatenate([np.empty((len(queries), 0), np.float32), *spread(work, pieces)], axis=1)
 
 
 def _dots(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -71,14 +70,6 @@ def _dots(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     if vecdot is not None:
         return np.stack([vecdot(vectors, query) for query in queries])
     return np.stack([np.einsum("bd,d->b", vectors, query) for query in queries])
-
-
-@functools.cache
-def _threads(_process: int) -> ThreadPoolExecutor:
-    """The threads of this process; a forked one does not inherit them."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    count = int(limit) if limit.isdigit() and int(limit) else os.cpu_count() or 1
-    return ThreadPoolExecutor(min(count, 8), thread_name_prefix="crossadapt-search")
 
 
 def blocks(
