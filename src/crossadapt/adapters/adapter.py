@@ -230,9 +230,24 @@ class AttachedAdapter(nn.Module):
         return bool(self._sites) and not (self._originals or self._has_others)
 
     @property
+    def has_roots(self) -> bool:
+        """Whether parts of it work at a tower's input, or beside the towers."""
+        return bool(self._prompts or self.companion or self.join or self._shadow)
+
+    @property
+    def reached_sites(self) -> list[Site]:
+        """Where its modules stand: sites of insertions, and attentions worked inside of."""
+        return [*self._sites, *(item.site for item in self._inside)]
+
+    @property
+    def copied(self) -> list[str]:
+        """Backbone parameters that it trains copies of."""
+        return list(self._originals)
+
+    @property
     def _has_others(self) -> bool:
         """Whether there is anything but insertions and trained copies."""
-        return bool(self._inside or self._prompts or self.companion or self.join or self._shadow)
+        return bool(self._inside or self.has_roots)
 
     def site_hooks(self) -> Iterator[tuple[str, SiteHook]]:
         """For each site the dotted path of its submodule, and what replaces its output."""

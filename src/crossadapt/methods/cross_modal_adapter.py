@@ -48,6 +48,9 @@ class CrossModalAdapterConfig:
     """Which layers share when the towers differ in depth: 'last' pairs the last min(Lv, Lt)
     layers and leaves earlier ones unshared, 'relative' pairs by relative depth, so that several
     layers of the deeper tower share with one of the other."""
+    layers: int = 0
+    """Put adapters into the last so many layers of each tower only; 0 for all, as published.
+    What lies below them is then computed once per run (see the guide to training speed)."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be built, naming the option."""
@@ -63,6 +66,8 @@ class CrossModalAdapterConfig:
             raise UserError(
                 f"init_std is {self.init_std}", where="init_std", fix="give 0.01 or thereabouts"
             )
+        if self.layers < 0:
+            raise UserError(f"layers is {self.layers}", where="layers", fix="give 0 or more")
         if self.depth_map not in ("last", "relative"):
             raise UserError(
                 f"depth_map is {self.depth_map!r}", where="depth_map", fix="give last or relative"
@@ -93,7 +98,7 @@ def plan(backbone: Backbone, config: CrossModalAdapterConfig) -> Plan:
     """One bottleneck per attention and MLP site of both towers, sharing by depth and kind.
 
     Raises:
-        UserError: d_s exceeds the narrower tower.
+        UserError: d_s exceeds the narrower tower, or a tower has fewer than `layers` layers.
     """
     towers: list[Tower] = ["vision", "text"]
     narrow = min(towers, key=backbone.width)
@@ -103,10 +108,19 @@ def plan(backbone: Backbone, config: CrossModalAdapterConfig) -> Plan:
             where="d_s",
             fix=f"give at most {backbone.width(narrow)}",
         )
+    shallow = min(map(backbone.depth, towers))
+    if config.layers > shallow:
+        raise UserError(
+            f"layers is {config.layers} but a tower has {shallow}",
+            where="layers",
+            fix=f"give at most {shallow}, or 0 for all",
+        )
     shared: dict[tuple[int, str], nn.Linear] = {}
     items: Plan = []
     for site in backbone.sites():
         if site.tower not in towers or site.kind not in ("attention", "mlp"):
+            continue
+        if config.layers and site.layer < backbone.depth(site.tower) - config.layers:
             continue
         other = backbone.depth("text" if site.tower == "vision" else "vision")
         index = partner_index(site.layer, backbone.depth(site.tower), other, config.depth_map)

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
+    from crossadapt.adapters.adapter import AttachedAdapter
     from crossadapt.backbones.base import Backbone
     from crossadapt.backbones.precision import Precision
     from crossadapt.data.ledger import Ledger
     from crossadapt.data.manifest import Manifest
     from crossadapt.tasks.clips import Clips
     from crossadapt.tasks.encode import Pixels
+    from crossadapt.tasks.prefix_cache import PrefixNote
 
 Config = TypeVar("Config")
 Inputs = tuple["Tensor", ...]
@@ -147,4 +149,18 @@ class StatefulTask(Protocol):
 
     def after_step(self) -> None:
         """Called once after every update of the trained tensors."""
+        ...
+
+
+@runtime_checkable
+class PrefixTask(Protocol):
+    """What a task offers in addition when its inputs are the same in every epoch."""
+
+    def cache_prefix(
+        self, backbone: Backbone, adapter: AttachedAdapter, precision: Precision, epochs: int
+    ) -> list[PrefixNote]:
+        """Keep what the frozen layers below `adapter` give for the rows, from now on.
+
+        Called before the first step, with the number of `epochs` to come; 0 means not to.
+        """
         ...

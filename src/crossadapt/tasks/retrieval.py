@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from crossadapt.adapters.companion import companion
+from crossadapt.adapters.reach import frozen_layers
 from crossadapt.backbones.base import TokenBatch
 from crossadapt.backbones.precision import Precision
 from crossadapt.data.manifest import Manifest
@@ -28,6 +29,13 @@ from crossadapt.tasks.encode import (
     training_features,
 )
 from crossadapt.tasks.held_out import MOST_PAIRS, HeldOut, scores
+from crossadapt.tasks.prefix_cache import (
+    PrefixCache,
+    PrefixNote,
+    open_prefix,
+    picture_rows,
+    text_rows,
+)
 from crossadapt.tasks.second_view import (
     PICTURE_VIEWS,
     SUFFIX,
@@ -38,6 +46,7 @@ from crossadapt.tasks.second_view import (
 )
 
 if TYPE_CHECKING:
+    from crossadapt.adapters.adapter import AttachedAdapter
     from crossadapt.backbones.base import Backbone
 
 Objective = Literal["info-nce", "sigmoid"]
@@ -142,6 +151,7 @@ class RetrievalTask:
         tokens = backbone.tokenize(train.texts)
         # Half the memory of int64: every vocabulary fits.
         self._ids, self._mask = tokens.ids.int(), tokens.mask
+        self._prefix: dict[str, PrefixCache] = {}
         self._groups = torch.from_numpy(train.groups)
         self._texts = objectives.text_keys(train.texts)
         judged = companion(backbone) is not None
@@ -159,15 +169,26 @@ class RetrievalTask:
         return self.sampler.batches(epoch, start)
 
     def collate(self, rows: np.ndarray) -> Batch:
-        """Pixels (B, 3, H, W) uint8, ids and mask (B, L), L the longest text of the rows."""
+        """Pixels (B, 3, H, W) uint8, ids and mask (B, L), L the longest text of the rows.
+
+        With a prefix cache hidden states stand in the place of the pixels, and behind the mask.
+        """
         index = torch.from_numpy(rows)
-        pixels = stack_pixels(self.pixels, self.train.item_index[rows])
-        views = {} if self.views is None else self.views(rows, pixels)
-        if self._augment is not None:
-            pixels = self._augment(pixels)
+        items = self.train.item_index[rows]
+        views: dict[str, Inputs] = {}
+        if "image" in self._prefix:
+            pictures = self._prefix["image"].hidden(items)
+        else:
+            pictures = stack_pixels(self.pixels, items)
+            views = {} if self.views is None else self.views(rows, pictures)
+            if self._augment is not None:
+                pictures = self._augment(pictures)
         tokens = cut(TokenBatch(self._ids[index], self._mask[index]))
+        texts: Inputs = (tokens.ids, tokens.mask)
+        if "text" in self._prefix:
+            texts = (*texts, self._prefix["text"].hidden(rows, tokens.ids.shape[1]))
         return Batch(
-            {"image": (pixels,), "text": (tokens.ids, tokens.mask), **views},
+            {"image": (pictures,), "text": texts, **views},
             {"group": self._groups[index], "text": self._texts[index]},
             len(rows),
         )
@@ -176,9 +197,34 @@ class RetrievalTask:
         """Features (rows, D) of pictures or texts; of second views the frozen model's."""
         if stream.endswith(SUFFIX):
             return frozen_features(backbone, stream, inputs)
+        if stream in self._prefix:
+            ids = inputs[0] if stream == "text" else None
+            return self._prefix[stream].encode(backbone, inputs[-1], ids)
         if stream == "image":
             return training_features(backbone, inputs[0], self.config.token_drop)
         return backbone.encode_text(*inputs)
+
+    def cache_prefix(
+        self, backbone: Backbone, adapter: AttachedAdapter, precision: Precision, epochs: int
+    ) -> list[PrefixNote]:
+        """See `PrefixTask`: pictures that are varied in training are never cached, texts are."""
+        self._prefix, notes = {}, []
+        untouched = frozen_layers(backbone, adapter) if epochs and self.views is None else {}
+        encoded = epochs * self.sampler.rows
+        rows = []
+        if self._augment is None and self.config.token_drop == 0:
+            rows.append(picture_rows(backbone, self.pixels))
+        rows.append(text_rows(backbone, TokenBatch(self._ids, self._mask)))
+        for stream in rows:
+            layers = untouched.get(stream.tower, 0)
+            if layers:
+                cache, note = open_prefix(
+                    backbone, stream, layers, precision, encoded / stream.count
+                )
+                notes.append(note)
+                if cache is not None:
+                    self._prefix[stream.stream] = cache
+        return notes
 
     def loss(
         self, features: Features, batch: Batch, backbone: Backbone

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from crossadapt.adapters.attach import at_strength, attached, frozen, set_strength
 from crossadapt.backbones.precision import Precision, choose_precision
-from crossadapt.errors import UserError
 from crossadapt.tasks.base import Task
 from crossadapt.training import gradient_cache, updates
 from crossadapt.training.checkpoints import Progress, load_checkpoint, save_checkpoint
@@ -67,6 +66,7 @@ def fit(
     resume: bool = False,
     quiet: bool = False,
     accelerator: Accelerator | None = None,
+    prefix_cache: bool = True,
 ) -> FitResult:
     """Train one attached adapter (and the task's own tensors) on a task.
 
@@ -84,6 +84,8 @@ def fit(
             the result equals that of an uninterrupted run bit for bit.
         quiet: print nothing.
         accelerator: accelerate's handle on processes and device; made when None.
+        prefix_cache: let the task keep what the frozen layers below the adapter give
+            (`crossadapt.tasks.prefix_cache`); one process only.
 
     Raises:
         UserError: the loss is not a number, the checkpoint is another run's, the disk is full.
@@ -93,6 +95,7 @@ def fit(
     precision = precision or choose_precision("auto", str(device))
     run = _Run(backbone, task, recipe, adapter, seed, precision, accelerator, Path(output))
     run.identity |= dict(identity or {})
+    run.prefix_cache = prefix_cache
     return run.train(resume=resume, quiet=quiet)
 
 
@@ -128,6 +131,7 @@ class _Run:
         self.last = output / "checkpoints" / "last.safetensors"
         self.best = output / "checkpoints" / "best.safetensors"
         self.identity = {**recipe.identity(), "seed": seed, "precision": precision.name}
+        self.prefix_cache = True
         self.progress = Progress()
 
     def train(self, *, resume: bool, quiet: bool) -> FitResult:
@@ -151,6 +155,7 @@ class _Run:
             self.display = display
             if not resumed:
                 self.begin()
+            self.cache_prefix()
             meter = Meter(self.total)
             while progress.status == "running":
                 epoch, start = divmod(progress.step, self.per_epoch)
@@ -186,6 +191,16 @@ class _Run:
         )
         self.display.say(f"zero-shot: {format_scores(self.progress.zero_shot)}")
 
+    def cache_prefix(self) -> None:
+        """Have the task keep what no step changes, where it can, and say so."""
+        left = self.recipe.epochs - self.progress.step // self.per_epoch
+        wanted = self.prefix_cache and self.world == 1
+        for found in updates.cache_prefix(
+            self.task, self.backbone, self.adapter, self.precision, left if wanted else 0
+        ):
+            self.events.add("prefix", self.progress.step, **found.facts())
+            self.display.say(found.sentence())
+
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One update; returns loss, lr, norm of the gradient before clipping, parts of the loss."""
         progress, recipe = self.progress, self.recipe
@@ -205,7 +220,8 @@ class _Run:
         loss, parts = gradient_cache.backward(encode, loss_of, batch.inputs, recipe.chunk)
         norm = updates.average_and_clip(list(self.trained.values()), recipe.clip, self.world)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self.diverged(loss, norm, lr)
+            moment = f"step {progress.step + 1} of {self.total}"
+            raise updates.diverged(loss, norm, lr, moment, recipe.lr, self.last)
         set_learning_rate(self.optimiser, lr)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -282,15 +298,4 @@ class _Run:
             best_step=p.best_step,
             seconds=p.seconds,
             peak_memory=peak_memory(),
-        )
-
-    def diverged(self, loss: float, norm: float, lr: float) -> UserError:
-        """The error for a diverged run; the update was not made."""
-        kept = (
-            f"the last good checkpoint is {self.last}" if self.last.exists() else "none saved yet"
-        )
-        return UserError(
-            f"training diverged: loss {loss}, gradient norm {norm}",
-            where=f"step {self.progress.step + 1} of {self.total}, learning rate {lr:.3g}; {kept}",
-            fix=f"start again with a lower lr (now {self.recipe.lr:g}) or precision fp32",
         )

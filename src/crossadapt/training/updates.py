@@ -18,11 +18,15 @@ from crossadapt.adapters.classifier import class_companion
 from crossadapt.adapters.companion import companion
 from crossadapt.adapters.parts import parameter_tower
 from crossadapt.errors import UserError
-from crossadapt.tasks.base import StatefulTask
+from crossadapt.tasks.base import PrefixTask, StatefulTask
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from crossadapt.backbones.base import Backbone
+    from crossadapt.backbones.precision import Precision
     from crossadapt.tasks.base import Task
+    from crossadapt.tasks.prefix_cache import PrefixNote
 
 MAX_LOGIT_SCALE = math.log(100)
 """CLIP's ceiling on a trained logit scale."""
@@ -101,6 +105,15 @@ def after_step(task: Task) -> None:
         task.after_step()
 
 
+def cache_prefix(
+    task: Task, backbone: Backbone, adapter: str, precision: Precision, epochs: int
+) -> list[PrefixNote]:
+    """Have a task that can (`PrefixTask`) cache the frozen layers below an adapter; what it did."""
+    if not isinstance(task, PrefixTask):
+        return []
+    return task.cache_prefix(backbone, attached(backbone, adapter), precision, epochs)
+
+
 def kept_tensors(backbone: Backbone, adapter: str) -> dict[str, Tensor]:
     """What the adapter keeps beside trained values, as ``adapter.NAME``."""
     return {f"adapter.{n}": x for n, x in attached(backbone, adapter).kept().items()}
@@ -148,3 +161,15 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
     with torch.no_grad():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def diverged(
+    loss: float, norm: float, lr: float, moment: str, peak: float, last: Path
+) -> UserError:
+    """The error for a diverged run; the update of that `moment` was not made."""
+    kept = f"the last good checkpoint is {last}" if last.exists() else "none saved yet"
+    return UserError(
+        f"training diverged: loss {loss}, gradient norm {norm}",
+        where=f"{moment}, learning rate {lr:.3g}; {kept}",
+        fix=f"start again with a lower lr (now {peak:g}) or precision fp32",
+    )
