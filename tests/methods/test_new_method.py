@@ -74,6 +74,8 @@ out["matrix"] = [backbone for name, backbone in test_behaviour.CASES if name == 
 sys.path.insert(0, "scripts")
 import check_docs
 out["docs"] = list(check_docs.method_pages())
+out["compare"] = main(["compare", *model, "--methods", "toy-gain", "--seeds", "0",
+                       "--output", runs + "/two", *quick])
 from crossadapt.training import suites
 suite = [each for name in suites.suite_files() for each in suites.read_suite(name)]
 out["suites"] = [each.recipe["methods"] for each in suite]
@@ -116,6 +118,12 @@ def test_the_command_line_trains_it_with_its_own_options(found) -> None:
     saved = json.loads((found["runs"] / "one" / "adapter_config.json").read_text())
     assert saved["method"] == "toy-gain"
     assert saved["config"]["start"] == 0.01
+
+
+def test_a_comparison_has_a_row_of_it(found) -> None:
+    assert found["compare"] == 0
+    rows = json.loads((found["runs"] / "two" / "comparison.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["zero-shot", "toy-gain"]
 
 
 def test_every_shipped_suite_compares_it(found) -> None:
