@@ -10,6 +10,7 @@ from PIL import Image
 from tests.data import zoo
 
 from crossadapt.data import Unreadable, decode
+from crossadapt.data.decoding import decode_near
 
 LEFT_RIGHT = Image.fromarray(
     np.repeat(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8), 8, axis=0).repeat(8, axis=1)
@@ -151,3 +152,58 @@ def test_bad_names() -> None:
         decode("a\0b.jpg")
     with pytest.raises(Unreadable, match="cannot open"):
         decode("x" * 5000)
+
+
+def scene(width: int, height: int, seed: int) -> Image.Image:
+    """Smooth areas, hard edges and noise: what makes resampling visible."""
+    rng = np.random.default_rng(seed)
+    grid = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+    values = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    values[height // 4 : height // 2, width // 3 : width // 2] = rng.integers(0, 256, 3)
+    values += rng.integers(-8, 9, values.shape)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "near", "drafted"),
+    [
+        ((640, 480), (224, 224), (320, 240)),
+        ((640, 480), (240, 240), (320, 240)),
+        ((640, 480), (241, 241), (640, 480)),
+        ((2000, 1000), (100, 50), (250, 125)),
+        ((100, 80), (224, 224), (100, 80)),
+    ],
+)
+def test_a_jpeg_is_decoded_near_the_size_that_is_needed(size, near, drafted) -> None:
+    raw = encoded(scene(*size, 0), "JPEG", quality=90)
+    image, original = decode_near(raw, near)
+    assert image.size == drafted
+    assert original == size
+    assert decode_near(raw, None)[0].size == size
+
+
+def test_near_is_only_for_jpeg_and_knows_the_upright_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = encoded(scene(640, 480, 0), "JPEG", exif=exif)
+    image, original = decode_near(raw, (224, 224))
+    assert (image.size, original) == ((240, 320), (480, 640))
+    png = encoded(scene(64, 48, 0), "PNG")
+    assert decode_near(png, (8, 8))[0].size == (64, 48)
+
+
+def test_vectors_of_drafts_stay_within_the_bound_of_the_docs() -> None:
+    from crossadapt.search.embedder import Embedder
+
+    embedder = Embedder.open("pico-clip", device="cpu", precision="fp32")
+    needs = embedder.backbone.preprocess.needs
+    sizes = [(640, 480), (480, 640), (512, 512), (130, 150), (1030, 700)]
+    raws = [encoded(scene(*size, i), "JPEG", quality=90) for i, size in enumerate(sizes)]
+    full = [decode(raw) for raw in raws]
+    near = [decode_near(raw, needs)[0] for raw in raws]
+    assert all(a.size != b.size for a, b in zip(full, near, strict=True))
+    vectors = [
+        embedder.pictures(np.stack([embedder.prepare(image) for image in images]))
+        for images in (full, near)
+    ]
+    assert (vectors[0] * vectors[1]).sum(1).min() >= 0.999

@@ -249,6 +249,26 @@ def test_a_mixture_is_refused_where_it_cannot_work(embedder):
     assert hooks(backbone) == 0
 
 
+@pytest.mark.parametrize("method", ["cross-modal-adapter", "adaptformer"])
+def test_an_adapter_that_has_all_rows_is_as_if_alone_and_as_if_mixed(method):
+    backbone = crossadapt.load("tiny:clip")
+    adapter = crossadapt.attach(backbone, make_config(method, {}), name="one")
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(std=0.1)
+    backbone.eval()
+    pixels = torch.randn(3, 3, *backbone.preprocess.size)
+    with torch.no_grad():
+        expected = backbone.encode_image(pixels)
+        crossadapt.activate(backbone, None)
+        assert not torch.allclose(backbone.encode_image(pixels), expected, atol=1e-3)
+        with mixed(backbone, [adapter] * 3):
+            assert torch.equal(backbone.encode_image(pixels), expected)
+        with mixed(backbone, [adapter, adapter, None]):
+            found = backbone.encode_image(pixels)
+    torch.testing.assert_close(found[:2], expected[:2], atol=1e-5, rtol=0)
+
+
 def test_a_mixture_follows_each_adapters_strength(embedder):
     backbone = embedder.backbone
     adapters = [backbone.adapters["first"], None, backbone.adapters["second"]]

@@ -365,7 +365,7 @@ def test_a_stuck_and_a_dying_worker_are_named(tmp_path, monkeypatch, index):
 
     def opened(cls, *args, **options):
         embedder = plain(cls, *args, **options)
-        transform = awkward_pictures.Awkward(embedder.backbone.preprocess.pixels)
+        transform = awkward_pictures.Awkward(embedder.backbone.preprocess.array)
         embedder.backbone.preprocess = Preprocess(embedder.backbone.preprocess, transform)
         return embedder
 
@@ -382,8 +382,8 @@ def test_a_stuck_and_a_dying_worker_are_named(tmp_path, monkeypatch, index):
 class Preprocess:
     """A backbone's preparation with another picture half."""
 
-    def __init__(self, plain, pixels):
-        self.plain, self.pixels = plain, pixels
+    def __init__(self, plain, array):
+        self.plain, self.array = plain, array
 
     def __getattr__(self, name):
         return getattr(self.plain, name)

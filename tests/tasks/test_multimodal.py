@@ -351,7 +351,7 @@ def test_cm3t_classifies_on_blip(photos, tmp_path) -> None:
     backbone = backbones.load("tiny:blip")
     load_adapter(backbone, tmp_path)
     found = load_classifier(backbone, tmp_path).probabilities(
-        np.zeros((2, 1, 3, 32, 32), np.uint8), ["a door", None], [None, None]
+        np.zeros((2, 3, 32, 32), np.uint8), ["a door", None], [None, None]
     )
     torch.testing.assert_close(found.sum(1), torch.ones(2))
 

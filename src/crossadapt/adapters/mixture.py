@@ -39,7 +39,12 @@ class _Rows:
         if len(first) != self.batch:
             raise ValueError(f"the mixture has {self.batch} rows, the batch has {len(first)}")
         for rows, hook in self.parts:
-            if not hook.rests:
+            if hook.rests:
+                continue
+            if len(rows) == self.batch:
+                # All rows, which stand in order: nothing to pick out and to put back.
+                first = hook.blend(first, hook.read(inputs)[:1] if hook.parallel else ())
+            else:
                 rows = rows.to(first.device)
                 source = tuple(x[rows] for x in hook.read(inputs)[:1]) if hook.parallel else ()
                 first = first.index_copy(0, rows, hook.blend(first[rows], source))

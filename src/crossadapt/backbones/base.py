@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL import Image
     from torch import Tensor, nn
@@ -71,6 +72,15 @@ class Preprocess(Protocol):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of a prepared picture."""
+        ...
+
+    @property
+    def needs(self) -> tuple[int, int]:
+        """Least width and height of a picture that is not enlarged."""
+        ...
+
+    def array(self, image: Image.Image) -> np.ndarray:
+        """What `pixels` gives, as an array; needs no torch, for processes that decode."""
         ...
 
     def pixels(self, image: Image.Image) -> Tensor:

@@ -24,6 +24,7 @@ from crossadapt.backbones.tokenizing import Tokens, cut
 from crossadapt.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 
@@ -37,6 +38,15 @@ class PackedPreprocess:
     def size(self) -> tuple[int, int]:
         """Height and width of the canvas."""
         return sum(p.size[0] for p in self.parts), max(p.size[1] for p in self.parts)
+
+    @property
+    def needs(self) -> tuple[int, int]:
+        """Least width and height of a picture that no member enlarges."""
+        return max(p.needs[0] for p in self.parts), max(p.needs[1] for p in self.parts)
+
+    def array(self, image: Image.Image) -> np.ndarray:
+        """What `pixels` gives, as an array."""
+        return self.pixels(image).numpy()
 
     def pixels(self, image: Image.Image) -> Tensor:
         """A picture as every member resizes and crops it: uint8 (3, H, W) of the canvas."""

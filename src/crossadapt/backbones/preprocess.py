@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from crossadapt.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -51,17 +52,35 @@ class ImagePreprocess:
             fix="set 'crop_size', or 'size' with 'height' and 'width'",
         )
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """One picture of any mode and size to uint8 (3, H, W); transparency becomes white."""
+    @property
+    def needs(self) -> tuple[int, int]:
+        """Least width and height of a picture that is not enlarged by `array`."""
+        if self.resize is not None:
+            return self.resize[1], self.resize[0]
+        edge = self.shortest_edge or max(self.size)
+        return edge, edge
+
+    def array(self, image: Image.Image) -> np.ndarray:
+        """One picture of any mode and size to uint8 (3, H, W); transparency becomes white.
+
+        Without torch, so that a process that only decodes does not load it.
+        """
         image = _rgb(image)
         image = image.resize(self._target(image.size), resample=self.resample)
         if self.crop is not None:
             image = _centre_crop(image, self.crop, self.rounded_crop)
-        # A fresh array: Pillow's buffer is read-only, which torch refuses to wrap quietly.
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return np.asarray(image).transpose(2, 0, 1).copy()
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """What `array` gives, as a tensor."""
+        import torch
+
+        return torch.from_numpy(self.array(image))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to float32 (B, 3, H, W): ``(pixels * rescale - mean) / std``."""
+        import torch
+
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
         return (pixels.float() * self.rescale - mean) / std

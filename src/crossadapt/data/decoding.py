@@ -17,6 +17,9 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 178_956_970
 """Default cap on width x height, checked on the header before any pixel is decoded."""
 
+DRAFT = 1.0
+"""A JPEG decoded small is at least so many times as large as what it is then resized to."""
+
 _ORIENTATION_TAG = 0x0112
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,6 +54,13 @@ class Unreadable(Exception):
 
 
 def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """One picture, upright, 8-bit RGB, at its full size; see `decode_near`."""
+    return decode_near(source, None, max_pixels=max_pixels)[0]
+
+
+def decode_near(
+    source: str | Path | bytes, near: tuple[int, int] | None, *, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
     """Decode one picture to upright 8-bit RGB.
 
     EXIF rotation is applied; CMYK, palette, grey, 16-bit and float pictures are converted;
@@ -59,7 +69,13 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
 
     Args:
         source: a path, encoded bytes, or a built-in name such as ``openmoji:1F600``.
+        near: width and height the picture will be shrunk to. A JPEG is then decoded at a half, a
+            quarter or an eighth of its size, as long as that leaves `DRAFT` times as much; the
+            rest of the way is up to the caller. None decodes at full size.
         max_pixels: largest width x height that will be decoded.
+
+    Returns:
+        The picture, and width and height of the upright original.
 
     Raises:
         Unreadable: missing, empty, truncated, too large, or not a picture; with the reason.
@@ -88,12 +104,26 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
                 f"too large: {width} x {height} pixels, the limit is {max_pixels} in all"
             )
         try:
+            if near is not None:
+                _draft(image, near)
             image.load()
-            return to_rgb(_upright(image))
+            drafted = image.size
+            upright = to_rgb(_upright(image))
         except Exception as error:
             text = message(error)
             kind = "truncated" if "truncated" in text.lower() else "broken data"
             raise Unreadable(f"{kind}: {text}") from error
+    if upright.size != drafted:  # turned by a quarter
+        width, height = height, width
+    return upright, (width, height)
+
+
+def _draft(image: Image.Image, near: tuple[int, int]) -> None:
+    """Have a JPEG decoded small: inverse DCTs of fewer coefficients, which other formats lack."""
+    if image.format == "JPEG":
+        # The orientation is not applied yet, so each side must do for both.
+        side = round(DRAFT * max(near))
+        image.draft(None, (side, side))
 
 
 def check_file(path: Path) -> None:

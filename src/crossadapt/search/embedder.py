@@ -159,7 +159,7 @@ class Embedder:
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """A picture as the model sees it: uint8 (3, H, W), resized and cropped."""
-        return self.backbone.preprocess.pixels(image).numpy()
+        return self.backbone.preprocess.array(image)
 
     def pictures(self, pixels: np.ndarray, views: str | Sequence[str] = FROZEN) -> np.ndarray:
         """Vectors of prepared pictures: float32 (N, D) of length one, in the order given.

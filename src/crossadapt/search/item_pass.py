@@ -131,8 +131,9 @@ class ItemPass:
             workers = min(8, os.cpu_count() or 1)
         rule = self.collection.card.clips
         reader = MediaReader(
-            self.embedder.backbone.preprocess.pixels,
+            self.embedder.backbone.preprocess.array,
             id_array(self.known.complete()),
+            self.embedder.backbone.preprocess.needs,
             Sampling(rule["sampling"], rule["frames"]) if rule else None,
         )
         shared = pool.Job(reader, (), None, job.max_pixels, job.timeout)

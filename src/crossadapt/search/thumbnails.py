@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossadapt.data.decoding import Unreadable, check_file, decode, message
+from crossadapt.data.decoding import Unreadable, check_file, decode_near, message
 from crossadapt.data.manifest import is_builtin
 from crossadapt.data.worker import Transform
 
@@ -49,10 +49,13 @@ class PictureReader:
     Args:
         transform: RGB picture to the model's uint8 (3, H, W).
         known: sorted ids, as bytes ``S16``, of which nothing but the id is needed.
+        needs: least width and height the transform wants; larger JPEGs are then decoded near it
+            (`crossadapt.data.decoding.decode_near`). None decodes all of them at full size.
     """
 
     transform: Transform
     known: np.ndarray
+    needs: tuple[int, int] | None = None
 
     def read_task(
         self, item: str | Sequence[Any], content: bytes | None, max_pixels: int
@@ -79,7 +82,7 @@ class PictureReader:
         if self._knows(bytes.fromhex(name)):
             return facts
         try:
-            image = decode(content, max_pixels=max_pixels)
+            image, (width, height) = decode_near(content, self._near(), max_pixels=max_pixels)
         except Unreadable as error:
             return {"id": name, "reason": error.reason}
         try:
@@ -89,12 +92,19 @@ class PictureReader:
             # An odd picture (1 x 9000 pixels, say) must not end the run.
             what = f"preprocessing failed: {type(error).__name__}: {error}"
             return {"id": name, "reason": what}
-        size = {"width": image.width, "height": image.height}
+        size = {"width": width, "height": height}
         return facts | size | {"pixels": pixels.tobytes(), "thumbnail": small}
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """One picture, as the plain transform."""
         return np.asarray(self.transform(image))
+
+    def _near(self) -> tuple[int, int] | None:
+        """What the picture has to be good for: the model's pixels and the thumbnail."""
+        if self.needs is None:
+            return None
+        width, height = self.needs
+        return max(width, THUMBNAIL_SIDE), max(height, THUMBNAIL_SIDE)
 
     def _knows(self, digest: bytes) -> bool:
         place = int(np.searchsorted(self.known, np.bytes_(digest)))

@@ -1,0 +1,152 @@
+"""Embedding: files to vectors and texts to vectors, against sentence-transformers and open_clip.
+
+    python bench/embedding.py [--pictures 1000] [--captions 4000] [--rounds 5] [--output FILE]
+
+All sides load CLIP ViT-B/32 with the same random weights from one directory (open_clip has random
+weights of its own: there only the speed is compared) and read the same files and captions. The
+vectors of both sides are compared after the last round. The floor is the matrix products of the
+vision tower, bare, in bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import _model
+import _peers
+import _record
+from _sides import Side, alternate, claim
+
+_NOISE = 0.02
+
+
+def make_adapter(model: Path) -> None:
+    """A Cross-Modal Adapter whose weights are not what they start with, beside the model."""
+    import torch
+
+    from crossadapt import CrossModalAdapterConfig, attach, load, save_adapter
+
+    backbone = load(str(model))
+    adapter = attach(backbone, CrossModalAdapterConfig(r=8))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(std=_NOISE)
+    save_adapter(backbone, "default", model.parent / "adapter")
+
+
+def floor() -> float:
+    """Pictures/s of the matrix products of ViT-B/32's layers alone, batch 32, bf16."""
+    import torch
+    from torch.nn.functional import linear
+
+    tokens = torch.randn(32 * 50, 768, dtype=torch.bfloat16)
+    hidden = torch.randn(32 * 50, 3072, dtype=torch.bfloat16)
+    square = torch.randn(768, 768, dtype=torch.bfloat16)
+    up, down = torch.randn(3072, 768).bfloat16(), torch.randn(768, 3072).bfloat16()
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(4):
+            start = time.perf_counter()
+            for _ in range(12):
+                for _ in range(4):
+                    linear(tokens, square)
+                linear(tokens, up)
+                linear(hidden, down)
+            seconds.append(time.perf_counter() - start)
+    return 32 / min(seconds[1:])
+
+
+def compare(
+    work: Path, part: str, peer: str, inputs: list[str], rounds: int
+) -> tuple[list[float], list[float], float]:
+    """Items/s of both sides by round, and the least cosine of their vectors (or NaN)."""
+    listed, ours, theirs = work / f"{part}.json", work / "ours.npy", work / "theirs.npy"
+    listed.write_text(json.dumps(inputs))
+    model = str(work / "model")
+    sides = [
+        Side("ours", ["ours/embedding.py", part, model, str(listed), str(ours)]),
+        Side(peer, ["peers/embedding.py", peer, model, str(listed), str(theirs)],
+             python=_peers.python()),
+    ]  # fmt: skip
+    found = alternate(sides, rounds)
+    for side in sides:
+        side.close()
+    speeds = [[r["count"] / r["seconds"] for r in found[side.name]] for side in sides]
+    if peer == "open-clip":
+        return speeds[0], speeds[1], float("nan")
+    a, b = np.load(ours), np.load(theirs)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    return speeds[0], speeds[1], float(cosines.min())
+
+
+def overhead(work: Path, inputs: list[str], rounds: int) -> dict[str, Any]:
+    """The claim about the adapter's cost."""
+    (work / "texts.json").write_text(json.dumps(inputs))
+    words = ["overhead", str(work / "model"), str(work / "texts.json")]
+    side = Side("adapter and frozen", ["ours/embedding.py", *words])
+    found = alternate([side], rounds)[side.name]
+    side.close()
+    return claim(
+        "embedding with an adapter against the frozen backbone, pictures and texts",
+        [r["adapter"] for r in found], [r["frozen"] for r in found],
+        names=("with the adapter", "frozen"), unit="s", at_most=1.04,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    _record.output_option(parser)
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--captions", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="a few inputs, one round")
+    args = parser.parse_args()
+    if args.smoke:
+        args.pictures, args.captions, args.rounds = 32, 256, 1
+    machine = _record.machine()
+    with tempfile.TemporaryDirectory(prefix="crossadapt-bench-") as folder:
+        work = Path(folder)
+        _model.make_model(work / "model", _peers.python())
+        make_adapter(work / "model")
+        pictures = _model.make_pictures(work / "pictures", args.pictures)
+        texts = _model.captions(args.captions)
+        claims = []
+        for what, part, peer, inputs, unit, target in (
+            (f"pictures/s, {args.pictures} JPEG files of 640 x 480 to vectors, against "
+             "sentence-transformers", "images", "st-images", pictures, "pictures/s", 5.0),
+            (f"texts/s, {args.captions} captions of 8 to 15 tokens, against "
+             "sentence-transformers", "texts", "st-texts", texts, "texts/s", 10.0),
+            (f"texts/s, {args.captions} captions of 8 to 15 tokens, against open_clip",
+             "texts", "open-clip", texts, "texts/s", 10.0),
+        ):  # fmt: skip
+            ours, theirs, cosine = compare(work, part, peer, inputs, args.rounds)
+            agree = "other random weights" if np.isnan(cosine) else f"least cosine {cosine:.5f}"
+            claims.append(claim(what, ours, theirs, names=("crossadapt", peer), unit=unit,
+                                at_least=target, note=agree))  # fmt: skip
+        claims.append(overhead(work, texts, args.rounds))
+    _record.finish(
+        {
+            "machine": machine,
+            "command": f"python bench/embedding.py --pictures {args.pictures} "
+            f"--captions {args.captions} --rounds {args.rounds}",
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "claims": claims,
+            "floor": [{"what": "bare matrix products of the vision tower, bf16",
+                       "value": round(floor(), 1), "unit": "pictures/s"}],
+        },
+        args.output,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Our side of the embedding bench: ``embed_files`` and ``Embedder.texts``.
+
+python bench/ours/embedding.py images|texts|overhead MODEL INPUTS.json [--vectors OUT.npy]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _sides
+from crossadapt.search.embedder import Embedder
+from crossadapt.search.embedding import embed_files
+
+
+def overhead(embedder: Embedder, inputs: list[str]) -> dict[str, float]:
+    """Seconds of the same rows by the frozen model and with an adapter, in short turns."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 3, 224, 224), np.uint8)
+    spent = {"frozen": 0.0, "adapter": 0.0}
+    for _ in range(4):
+        for view in spent:
+            start = time.perf_counter()
+            embedder.pictures(pixels, view)
+            embedder.texts(inputs[:256], view)
+            spent[view] += time.perf_counter() - start
+    return {**spent, "seconds": sum(spent.values())}
+
+
+def main() -> None:
+    """Get ready and serve."""
+    part, model, listed, *rest = sys.argv[1:]
+    inputs = json.loads(Path(listed).read_text())
+    adapters = {"adapter": str(Path(model).parent / "adapter")} if part == "overhead" else {}
+    embedder = Embedder.open(model, adapters)
+
+    def work() -> dict[str, float]:
+        if part == "overhead":
+            return overhead(embedder, inputs)
+        if part == "images":
+            vectors, readable = embed_files(embedder, inputs)
+            if not readable.all():
+                raise SystemExit("a picture of the bench could not be read")
+        else:
+            vectors = embedder.texts(inputs)
+        if rest:
+            np.save(rest[0], vectors)
+        return {"count": float(len(inputs))}
+
+    _sides.serve(work)
+
+
+if __name__ == "__main__":
+    main()
