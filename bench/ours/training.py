@@ -23,6 +23,7 @@ from crossadapt import CrossModalAdapterConfig
 from crossadapt.data.manifest import Manifest
 from crossadapt.tasks.retrieval import RetrievalTask
 from crossadapt.training.config import make_recipe
+from crossadapt.training.events import read_events
 from crossadapt.training.loop import fit
 
 
@@ -49,11 +50,15 @@ def main() -> None:
         )
         output = arguments.folder / f"run-{arguments.layers}-{arguments.plain}-{next(turn)}"
         fit(backbone, task, recipe, output=output, quiet=True, prefix_cache=not arguments.plain)
-        return {"count": task.steps_per_epoch() * 32 * count}
+        if count == 1:
+            return {"count": task.steps_per_epoch() * 32}
+        # The epochs after the first: from its evaluation to the end.
+        events = read_events(output / "events.jsonl")
+        first = next(event["time"] for event in events if event["event"] == "eval")
+        seconds = events[-1]["time"] - first
+        return {"count": task.steps_per_epoch() * 32 * (count - 1), "seconds": seconds}
 
-    if arguments.layers:
-        epochs(2)  # makes the cache, which is worth it from two epochs on
-    serve(lambda: epochs(1))
+    serve(lambda: epochs(2 if arguments.layers else 1))
 
 
 if __name__ == "__main__":
