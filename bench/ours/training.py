@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import crossadapt
 from _sides import serve
 from crossadapt import CrossModalAdapterConfig
-from crossadapt.backbones.lean import hold_products_in_bf16
+from crossadapt.backbones.lean import hold_products_in_bf16, keep_less_for_backward
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.data.manifest import Manifest
 from crossadapt.tasks.retrieval import RetrievalTask
@@ -45,6 +45,7 @@ def main() -> None:
     crossadapt.attach(backbone, CrossModalAdapterConfig(layers=arguments.layers))
     precision = choose_precision()
     hold_products_in_bf16(backbone, precision)
+    keep_less_for_backward(backbone)
     task = RetrievalTask(backbone, rows, pixels, batch_size=32, precision=precision)
     turn = itertools.count()
 

@@ -9,7 +9,7 @@ from crossadapt import CrossModalAdapterConfig, attach, load, set_strength
 from crossadapt.adapters.attach import attached
 from crossadapt.adapters.registry import make_config
 from crossadapt.backbones.hf import HFBackbone
-from crossadapt.backbones.lean import hold_products_in_bf16
+from crossadapt.backbones.lean import hold_products_in_bf16, keep_less_for_backward
 from crossadapt.backbones.precision import Precision, choose_precision
 
 BF16 = choose_precision("bf16")
@@ -75,3 +75,46 @@ def test_nothing_happens_in_float32() -> None:
     hold_products_in_bf16(backbone, BF16)
     with pytest.raises(RuntimeError):
         backbone.encode_image(torch.zeros(1, 3, 32, 32))
+
+
+def kept(backbone: HFBackbone) -> tuple[int, list[torch.Tensor]]:
+    """Bytes kept for the backward pass of pictures, and the outcome."""
+    seen: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        seen[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        found = outcome(backbone)
+    return sum(seen.values()), found
+
+
+def test_quick_gelu_keeps_less_with_the_same_bits() -> None:
+    """In the model, values and all gradients."""
+    config = CrossModalAdapterConfig(r=4, d_s=4)
+    plain, lean = adapted("tiny:clip", config), adapted("tiny:clip", config)
+    names = [name for name, _ in lean.model.named_parameters()]
+    assert keep_less_for_backward(lean) == lean.depth("vision") + lean.depth("text")
+    assert [name for name, _ in lean.model.named_parameters()] == names
+    (more, theirs), (less, ours) = kept(plain), kept(lean)
+    assert less < more
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_gelu_is_the_composition(dtype: torch.dtype) -> None:
+    """Bit for bit, over a wide range; and its gradient is right (float64)."""
+    from crossadapt.layers.quick_gelu import QuickGELU
+
+    x = torch.linspace(-12, 12, 999).to(dtype)
+    weight = torch.randn(999, generator=torch.Generator().manual_seed(0)).to(dtype)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours, theirs = QuickGELU()(a), b * torch.sigmoid(1.702 * b)
+    assert torch.equal(ours, theirs)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    assert torch.equal(a.grad, b.grad)
+    double = torch.linspace(-3, 3, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(QuickGELU(), (double,))

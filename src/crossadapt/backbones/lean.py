@@ -1,10 +1,13 @@
-"""Frozen weights of matrix products held in bf16 during a training in bf16.
+"""A frozen model that takes less memory while an adapter trains, with the same bits.
 
-Under autocast a product casts its float32 weight to bf16 every time, and keeps the copy until the
-backward pass: for a frozen weight that is work and memory for nothing, because the copy is always
-the same. Held in bf16 from the start, the products give the same bits, the model takes half the
-memory, and no copy is made. Norms, embeddings, biases and the convolution of the patches stay in
-float32.
+**Products.** Under autocast a product casts its float32 weight to bf16 every time, and keeps the
+copy until the backward pass: for a frozen weight that is work and memory for nothing, because the
+copy is always the same. Held in bf16 from the start, the products give the same bits, the model
+takes half the memory, and no copy is made. Norms, embeddings, biases and the convolution of the
+patches stay in float32.
+
+**Activations.** The quick GELU of CLIP keeps one tensor for the backward pass instead of three
+(`crossadapt.layers.quick_gelu`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,26 @@ from torch import nn
 
 from crossadapt.backbones.hf import HFBackbone
 from crossadapt.backbones.precision import Precision
+from crossadapt.layers.quick_gelu import QuickGELU
+
+# What transformers calls it; a name, because importing its module takes a second.
+_QUICK_GELU = "QuickGELUActivation"
+
+
+def keep_less_for_backward(backbone: HFBackbone) -> int:
+    """Replace the model's quick GELUs by those that keep one tensor; how many they were.
+
+    They have no parameters: names and values of the model stay.
+    """
+    found = [
+        (module, name)
+        for module in backbone.model.modules()
+        for name, child in module.named_children()
+        if type(child).__name__ == _QUICK_GELU
+    ]
+    for module, name in found:
+        setattr(module, name, QuickGELU())
+    return len(found)
 
 
 def hold_products_in_bf16(
