@@ -28,8 +28,8 @@ SIZES = {
     "standard": {"train": 48, "val": 5, "test": 15},
     "smoke": {"train": 4, "val": 1, "test": 1},
 }
-"""Sets of colours in each split; there are 210. Few to train on, so that a batch of 64 holds several
-orders of one set: these are the hard negatives of the matching loss."""
+"""Sets of colours in each split; there are 210. Few to train on, so that a batch of 64 holds
+several orders of one set: these are the hard negatives of the matching loss."""
 DRAWINGS = {"train": 5, "val": 1, "test": 1}
 """Pictures of each order."""
 _JITTER = 24

@@ -1,9 +1,9 @@
 """``x sigmoid(1.702 x)``, CLIP's activation, that keeps one tensor for the backward pass.
 
-Composed of three operations, as transformers has it, autograd keeps three of the widest tensors of a
-frozen block. Here only x is kept and the sigmoid is computed again. Both passes do the same
-operations in the same order as the composition, so values and gradients are the same bits, in every
-number format. Adapters keep the composition: theirs is narrow, and every exporter knows it.
+Composed of three operations, as transformers has it, autograd keeps three of the widest tensors of
+a frozen block. Here only x is kept and the sigmoid is computed again. Both passes do the same
+operations in the same order as the composition, so values and gradients are the same bits, in
+every number format. Adapters keep the composition: theirs is narrow, and every exporter knows it.
 """
 
 from __future__ import annotations
