@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import crossadapt
 from _sides import serve
 from crossadapt import CrossModalAdapterConfig
+from crossadapt.backbones.lean import hold_products_in_bf16
+from crossadapt.backbones.precision import choose_precision
 from crossadapt.data.manifest import Manifest
 from crossadapt.tasks.retrieval import RetrievalTask
 from crossadapt.training.config import make_recipe
@@ -41,7 +43,9 @@ def main() -> None:
     )
     backbone = crossadapt.load(str(arguments.folder / "model"))
     crossadapt.attach(backbone, CrossModalAdapterConfig(layers=arguments.layers))
-    task = RetrievalTask(backbone, rows, pixels, batch_size=32)
+    precision = choose_precision()
+    hold_products_in_bf16(backbone, precision)
+    task = RetrievalTask(backbone, rows, pixels, batch_size=32, precision=precision)
     turn = itertools.count()
 
     def epochs(count: int) -> dict[str, float]:
@@ -49,7 +53,16 @@ def main() -> None:
             "default", "cross-modal-adapter", batch_size=32, epochs=count, guard=0, patience=0
         )
         output = arguments.folder / f"run-{arguments.layers}-{arguments.plain}-{next(turn)}"
-        fit(backbone, task, recipe, output=output, quiet=True, prefix_cache=not arguments.plain)
+        cached = not arguments.plain
+        fit(
+            backbone,
+            task,
+            recipe,
+            output=output,
+            precision=precision,
+            quiet=True,
+            prefix_cache=cached,
+        )
         if count == 1:
             return {"count": task.steps_per_epoch() * 32}
         # The epochs after the first: from its evaluation to the end.

@@ -15,7 +15,6 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import torch
@@ -24,6 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import _sides
 
 _BATCH = 256
+
+
+class _Absent(type):
+    """Any name of torchvision, and any name within it."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Absent(name, (), {})
 
 
 def sentence_transformers(part: str, model: str, inputs: list[str]) -> Any:
@@ -50,7 +58,7 @@ def open_clip(inputs: list[str]) -> Any:
     for name in (f"torchvision{n}" for n in names):
         module = ModuleType(name)
         module.__spec__, module.__path__ = ModuleSpec(name, None), []
-        module.__getattr__ = lambda attribute: MagicMock  # type: ignore[method-assign]
+        module.__getattr__ = lambda attribute: _Absent(attribute, (), {})  # type: ignore
         sys.modules[name] = module
         parent, _, child = name.rpartition(".")
         if parent:

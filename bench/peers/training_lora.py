@@ -45,6 +45,7 @@ def main() -> None:
             per_device_train_batch_size=32,
             num_train_epochs=1,
             bf16=bf16,
+            use_cpu=True,  # without it the trainer refuses bf16 on a machine without GPU
             report_to="none",
             disable_tqdm=True,
         )

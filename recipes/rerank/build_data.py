@@ -25,11 +25,12 @@ COLOURS = {
 }  # fmt: skip
 SIDE = 32
 SIZES = {
-    "standard": {"train": 120, "val": 5, "test": 15},
+    "standard": {"train": 48, "val": 5, "test": 15},
     "smoke": {"train": 4, "val": 1, "test": 1},
 }
-"""Sets of colours in each split; there are 210."""
-DRAWINGS = {"train": 2, "val": 1, "test": 1}
+"""Sets of colours in each split; there are 210. Few to train on, so that a batch of 64 holds several
+orders of one set: these are the hard negatives of the matching loss."""
+DRAWINGS = {"train": 5, "val": 1, "test": 1}
 """Pictures of each order."""
 _JITTER = 24
 

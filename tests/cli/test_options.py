@@ -129,5 +129,5 @@ def test_compare_reads_a_recipe_and_what_is_typed_wins() -> None:
     found = parse_compare(["--recipe", "compare-openmoji", "--seeds", "7", "--smoke"])
     assert found is not None
     assert found.seeds == (7,)
-    assert found.methods[0] == "cross-modal-adapter"
+    assert found.methods[0] == "cross-modal-adapter:lr=1.5e-3"
     assert (found.task_options, found.epochs) == ({"token_drop": 0.5}, 1)

@@ -18,6 +18,7 @@ FAMILIES: dict[str, type[HFBackbone]] = {
     "siglip": SiglipBackbone,
     "blip": BlipBackbone,
 }
+_PREFIXES = {"clip": "CLIP", "siglip": "Siglip", "blip": "Blip"}
 
 
 def make_config(family: str, vision: dict, text: dict, **fields: Any) -> Any:
@@ -38,9 +39,10 @@ def make_config(family: str, vision: dict, text: dict, **fields: Any) -> Any:
 
 def config_class(family: str) -> Any:
     """The Hugging Face configuration class of a supported ``model_type``."""
-    from transformers import BlipConfig, CLIPConfig, SiglipConfig
+    import transformers
 
-    return {"clip": CLIPConfig, "siglip": SiglipConfig, "blip": BlipConfig}[family]
+    # By name, so that only this family's modules are imported.
+    return getattr(transformers, f"{_PREFIXES[family]}Config")
 
 
 def make_model(config: Any, *, seed: int, weights: bool) -> nn.Module:
@@ -60,6 +62,7 @@ def make_model(config: Any, *, seed: int, weights: bool) -> nn.Module:
 
 def model_class(model_type: str) -> Any:
     """The Hugging Face class of a supported ``model_type``."""
-    from transformers import BlipForImageTextRetrieval, CLIPModel, SiglipModel
+    import transformers
 
-    return {"clip": CLIPModel, "siglip": SiglipModel, "blip": BlipForImageTextRetrieval}[model_type]
+    suffix = "ForImageTextRetrieval" if model_type == "blip" else "Model"
+    return getattr(transformers, _PREFIXES[model_type] + suffix)

@@ -20,6 +20,7 @@ from crossadapt.adapters.folder import save_adapter
 from crossadapt.adapters.merge import merge
 from crossadapt.adapters.registry import make_config
 from crossadapt.backbones.hf import HFBackbone
+from crossadapt.backbones.lean import hold_products_in_bf16
 from crossadapt.backbones.precision import Precision, choose_precision
 from crossadapt.data import DuplicateReport, Ledger, read_manifest
 from crossadapt.errors import UserError, did_you_mean
@@ -115,6 +116,8 @@ def run_training(job: TrainJob) -> RunResult:
         config = with_modalities(config, backbone, splits.train.manifest, job.task_options)
     adapter = attach(backbone, config, name="default", seed=job.seed)
     task = make_task(job, recipe, backbone, splits, precision, ledger)
+    if not (job.from_scratch or adapter.has_roots):
+        hold_products_in_bf16(backbone, precision, keep=adapter.copied)
     identity = {
         "data": manifest.fingerprint,
         "backbone": backbone.fingerprint,
