@@ -102,6 +102,16 @@ def test_another_strength_goes_through_pytorch(embedder, monkeypatch) -> None:
     np.testing.assert_allclose(frozen, embedder.pictures(pixels, "frozen"), atol=1e-6)
 
 
+def test_the_cache_goes_by_the_strength_of_the_moment(embedder) -> None:
+    backbone, before = embedder.backbone, embedder.fingerprint_now("mine")
+    assert before == embedder.fingerprint("mine")
+    with at_strength(0.5):
+        dialled = embedder.fingerprint_now("mine")
+    crossadapt.set_strength(backbone, 0.5, "mine")
+    assert before != dialled == embedder.fingerprint_now("mine")
+    assert embedder.fingerprint("mine") == before
+
+
 def test_an_export_is_made_once_and_a_damaged_one_again(embedder, monkeypatch) -> None:
     choose(embedder, "frozen", "openvino")
     place = entry(embedder).folder
@@ -272,7 +282,7 @@ def test_the_command_says_what_it_chose_and_why(photos, home, capsys, monkeypatc
     assert report["gate"]["captioned"]
     assert index(photos, home, "sure", "--runtime", "openvino") == 0
     said = capsys.readouterr().out
-    assert "view frozen: runtime openvino, asked for; least cosine" in said
+    assert "view frozen: runtime openvino, as asked; least cosine" in said
     assert "on 5 pictures and 5 texts" in said
     assert index(photos, home, "sure", "--runtime", "openvino") == 0
     monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda _: None)

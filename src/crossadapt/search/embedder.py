@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from crossadapt import backbones
 from crossadapt.adapters.attach import activate, attached, detach
-from crossadapt.adapters.dial import dialled
 from crossadapt.adapters.folder import load_adapter
 from crossadapt.adapters.mixture import mixed
 from crossadapt.adapters.reading import read_adapter_config
@@ -25,6 +24,7 @@ from crossadapt.backbones.precision import Precision, choose_device, choose_prec
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.search.card import FROZEN, View
 from crossadapt.search.fingerprints import adapter_fingerprint, frozen_fingerprint
+from crossadapt.search.row_groups import batches, group_rows, strength_now
 from crossadapt.tasks.encode import cut
 
 if TYPE_CHECKING:
@@ -126,13 +126,9 @@ class Embedder:
                 activate(self.backbone, None)
             adapter.eval()
             self._adapters[name] = adapter
-            self._views[name] = View(
-                name,
-                adapter_fingerprint(self.backbone, adapter),
-                str(folder),
-                adapter.method,
-                adapter.count(),
-            )
+            fingerprint = adapter_fingerprint(self.backbone, adapter, adapter.strength)
+            count = adapter.count()
+            self._views[name] = View(name, fingerprint, str(folder), adapter.method, count)
             return self._views[name]
 
     def remove(self, name: str) -> None:
@@ -160,7 +156,7 @@ class Embedder:
             adapter = self._adapter(view)
             self._compiled.pop(view, None)
             if compiled is not None:
-                self._compiled[view] = (compiled, _strength(adapter))
+                self._compiled[view] = (compiled, strength_now(adapter))
 
     def view(self, view: str) -> View:
         """What a collection's card says about vectors of this view.
@@ -178,6 +174,13 @@ class Embedder:
             UserError: there is no such view.
         """
         return self.view(view).fingerprint
+
+    def fingerprint_now(self, view: str) -> str:
+        """The same with the adapter as it is now: dialled in this thread, or changed since."""
+        adapter = self._adapter(view)
+        if adapter is None:
+            return frozen_fingerprint(self.backbone)
+        return adapter_fingerprint(self.backbone, adapter, strength_now(adapter))
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """A picture as the model sees it: uint8 (3, H, W), resized and cropped."""
@@ -255,29 +258,18 @@ class Embedder:
         """Unit vectors in the rows' own order; rows are encoded in `order`, some at a time."""
         found = np.zeros((len(order), self.dim), np.float32)
         size = _SIZES[tower]
-        together: list[int] = []
-        alone: dict[str, list[int]] = {}
-        compiled: dict[str, list[int]] = {}
         with self.lock, torch.inference_mode():
-            for row in map(int, order):
-                adapter = chosen[row]
-                name = FROZEN if adapter is None else adapter.name
-                if name in self._compiled and self._compiled[name][1] == _strength(adapter):
-                    compiled.setdefault(name, []).append(row)
-                elif adapter is None or adapter.is_pure_insertion:
-                    together.append(row)
-                else:
-                    alone.setdefault(name, []).append(row)
-            for name, members in compiled.items():
-                for rows in _batches(members, size):
+            groups = group_rows(order, chosen, {n: s for n, (_, s) in self._compiled.items()})
+            for name, members in groups.compiled.items():
+                for rows in batches(members, size):
                     features = self._compiled[name][0](tower, inputs(rows))
                     found[rows] = F.normalize(torch.from_numpy(features), dim=-1).numpy()
-            for rows in _batches(together, size):
+            for rows in batches(groups.together, size):
                 with mixed(self.backbone, [chosen[row] for row in rows]):
                     found[rows] = self._unit(tower, inputs(rows))
-            for name, members in alone.items():
+            for name, members in groups.alone.items():
                 with self.alone(name):
-                    for rows in _batches(members, size):
+                    for rows in batches(members, size):
                         found[rows] = self._unit(tower, inputs(rows))
         return found
 
@@ -308,13 +300,3 @@ class Embedder:
                 fix=did_you_mean(view, self._views),
             )
         return attached(self.backbone, view)
-
-
-def _batches(rows: Sequence[int], size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), size):
-        yield np.asarray(rows[start : start + size])
-
-
-def _strength(adapter: AttachedAdapter | None) -> float:
-    """What the adapter counts now, in this thread; the frozen model has one strength only."""
-    return 1.0 if adapter is None else dialled(adapter)

@@ -21,8 +21,8 @@ def frozen_fingerprint(backbone: HFBackbone) -> str:
     return hashlib.sha256(f"{backbone.fingerprint}\0{FROZEN}".encode()).hexdigest()
 
 
-def adapter_fingerprint(backbone: HFBackbone, adapter: AttachedAdapter) -> str:
-    """Hex SHA-256 over backbone, method, config, tensors and strength."""
+def adapter_fingerprint(backbone: HFBackbone, adapter: AttachedAdapter, strength: float) -> str:
+    """Hex SHA-256 over backbone, method, config, tensors and the strength it works at."""
     facts: dict[str, Any] = {
         "backbone": backbone.fingerprint,
         "method": adapter.method,
@@ -30,8 +30,8 @@ def adapter_fingerprint(backbone: HFBackbone, adapter: AttachedAdapter) -> str:
         # Untrained tensors of a method, such as random projections, follow from the seed.
         "seed": adapter.seed,
     }
-    if adapter.strength != 1:  # at 1, fingerprints are what they were before it was saved
-        facts["strength"] = adapter.strength
+    if strength != 1:  # at 1, fingerprints are what they were before it was saved
+        facts["strength"] = strength
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, parameter in sorted({**adapter.trained(), **adapter.kept()}.items()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

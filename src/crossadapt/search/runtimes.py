@@ -80,7 +80,7 @@ def choose(embedder: Embedder, view: str, wanted: str, sample: TakeSample | None
     check_runtime(wanted)
     embedder.run_by(view, None)
     if wanted == "torch":
-        return Choice(view, "torch", "asked for")
+        return Choice(view, "torch", "as asked")
     try:
         _check_place(embedder)
         trial = _Trial(embedder, view, sample)
@@ -100,7 +100,7 @@ def choose(embedder: Embedder, view: str, wanted: str, sample: TakeSample | None
         return Choice(view, "torch", refusal, verdict)
     if wanted == "openvino":
         embedder.run_by(view, compiled)
-        return Choice(view, "openvino", f"asked for; {verdict}", verdict)
+        return Choice(view, "openvino", f"as asked; {verdict}", verdict)
     speed = trial.speed()
     ratio = speed["openvino"] / speed["torch"]
     said = (
@@ -137,7 +137,7 @@ class _Trial:
         self._take = sample
         self._sample: Sample | None = None
         self.entry = Entry(
-            embedder.fingerprint(view),
+            embedder.fingerprint_now(view),
             embedder.precision.name,
             f"openvino {openvino.version()}",
         )
@@ -179,8 +179,9 @@ class _Trial:
 
         place = {"processor": openvino.processor(), "threads": torch.get_num_threads()}
         known = self.entry.measured().get("speed", {})
-        if isinstance(known, dict) and place.items() <= known.items():
-            return {name: float(known[name]) for name in ("torch", "openvino")}
+        names = ("torch", "openvino")
+        if isinstance(known, dict) and place.items() <= known.items() and known.keys() >= {*names}:
+            return {name: float(known[name]) for name in names}
         rows = self.sample().pixels[:_TIMED]
         taken: dict[str, list[float]] = {"torch": [], "openvino": []}
         try:
