@@ -29,8 +29,6 @@ CASES = [
 
 def adapted(family: str, method: str | None):
     """A tiny backbone with an adapter that is far from the frozen model."""
-    if family == "open_clip":
-        pytest.importorskip("open_clip")
     backbone = small(family)
     if method is not None:
         torch.manual_seed(0)

@@ -182,6 +182,19 @@ def test_a_broken_runtime_is_refused_with_the_numbers(embedder, monkeypatch) -> 
     shutil.rmtree(entry(embedder).folder)  # its verdict is about the broken one
 
 
+def test_a_trace_that_holds_for_short_texts_only_is_refused(home) -> None:
+    """Prompts on open_clip: whether a text has to be cut for them is decided in Python."""
+    backbone = crossadapt.load("tiny:open_clip")
+    crossadapt.attach(backbone, make_config("maple", {}))
+    saved = crossadapt.save_adapter(backbone, "default", home / "maple")
+    embedder = Embedder.open("tiny:open_clip", {"long": saved}, device="cpu", precision="fp32")
+    verdict = choose(embedder, "long", "auto").verdict
+    assert verdict is not None
+    assert not verdict.passed
+    assert verdict.drop == 0  # the sample's own texts are short: only the longest one is wrong
+    assert verdict.cosine_texts < 0.999 < verdict.cosine_pictures
+
+
 def unit(*rows):
     values = np.asarray(rows, np.float32)
     return values / np.linalg.norm(values, axis=1, keepdims=True)
