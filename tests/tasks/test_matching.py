@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 import torch
 from tests import small_run
@@ -28,6 +25,7 @@ from crossadapt.tasks.retrieval import RetrievalTask
 from crossadapt.training import gradient_cache
 from crossadapt.training.loop import fit
 from crossadapt.training.optimisers import make_optimiser
+from crossadapt.training.stopping import StopSignals
 
 
 def prepare(method: str = "uniadapter", batch_size: int = 5, **options):
@@ -263,12 +261,20 @@ def run(output, *, resume=False, wrap=lambda task: task):
     return result, trained, task.state()
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_queue_and_momentum_included(tmp_path):
+@pytest.fixture
+def stop(monkeypatch):
+    """What a signal does to the loop, without one: real signals are the matter of test_loop."""
+    asked = []
+
+    def raised(signals, world, device):
+        return bool(asked) and asked.pop()
+
+    monkeypatch.setattr(StopSignals, "raised", raised)
+    return lambda: asked.append(True)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_queue_and_momentum_included(tmp_path, stop):
     whole, wanted, state = run(tmp_path / "whole")
-
-    def stop():
-        os.kill(os.getpid(), signal.SIGTERM)
-
     first, _, _ = run(tmp_path / "cut", wrap=lambda task: AtStep(task, 3, stop))
     assert (first.status, whole.status) == ("interrupted", "finished")
     second, found, again = run(tmp_path / "cut", resume=True)
@@ -278,10 +284,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_queue_and_momentum_included(t
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
-def test_a_checkpoint_of_another_state_is_refused(tmp_path):
-    def stop():
-        os.kill(os.getpid(), signal.SIGTERM)
-
+def test_a_checkpoint_of_another_state_is_refused(tmp_path, stop):
     run(tmp_path, wrap=lambda task: AtStep(task, 3, stop))
 
     class Bigger(AtStep):

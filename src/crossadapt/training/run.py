@@ -33,6 +33,7 @@ from crossadapt.training.classifying import MULTIMODAL_TASK, Classified, classif
 from crossadapt.training.config import Recipe
 from crossadapt.training.events import reset_peak_memory
 from crossadapt.training.heldout import (
+    VIDEO_TASK,
     Measured,
     measure_run,
     probe_record,
@@ -45,6 +46,8 @@ from crossadapt.training.record import plain, to_json, versions
 from crossadapt.training.splits import Split, Splits, leak_note, open_splits
 
 RESULTS_FILE = "results.json"
+# Tasks that encode under autocast and in no other way.
+LEAN_TASKS = ("retrieval", VIDEO_TASK)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def run_training(job: TrainJob) -> RunResult:
         config = with_modalities(config, backbone, splits.train.manifest, job.task_options)
     adapter = attach(backbone, config, name="default", seed=job.seed)
     task = make_task(job, recipe, backbone, splits, precision, ledger)
-    if not (job.from_scratch or adapter.has_roots):
+    if job.task in LEAN_TASKS and not (job.from_scratch or adapter.has_roots):
         hold_products_in_bf16(backbone, precision, keep=adapter.copied)
         keep_less_for_backward(backbone)
     identity = {
