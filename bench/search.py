@@ -213,10 +213,10 @@ def nearest(vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> list[
     return [set(rows[np.argpartition(-row, K)[:K]].tolist()) for row in products]
 
 
-def main() -> int:
-    """Build, ask, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=200_000)
+def parse(text: str | None, rows: int) -> argparse.Namespace:
+    """Options of a search bench whose module says `text`, with its usual number of rows."""
+    parser = argparse.ArgumentParser(description=(text or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=rows)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
@@ -225,6 +225,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.smoke:
         vars(options).update(SMOKE)
+    return options
+
+
+def main() -> int:
+    """Build, ask, print."""
+    options = parse(__doc__, 200_000)
     machine, faiss = _record.machine(), faiss_beside()
     vectors = clustered(options.rows, options.dim)
     bucket = np.random.default_rng(2).integers(100, size=options.rows)

@@ -13,7 +13,6 @@ from a file that lies in the page cache; libraries are imported before.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -31,7 +30,6 @@ from _sides import Side, alternate, claim
 from crossadapt.search.card import Card
 from crossadapt.search.collection import Collections
 
-SMOKE = {"rows": 4000, "dim": 64, "queries": 10, "rounds": 1}
 RECALL = 0.95
 
 
@@ -93,16 +91,7 @@ def through_index(
 
 def main() -> int:
     """Build or find the collection, ask, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, one round")
-    _record.output_option(parser)
-    options = parser.parse_args()
-    if options.smoke:
-        vars(options).update(SMOKE)
+    options = search.parse(__doc__, 1_000_000)
     machine = _record.machine()
     with tempfile.TemporaryDirectory() as aside:
         kept = Path.home() / ".cache" / "crossadapt-bench"

@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,10 @@ def main() -> None:
     document = {
         "machine": machine,
         "command": " ".join(["python", "bench/training.py", *sys.argv[1:]]),
-        "versions": {"peers": _peers.REQUIREMENTS.read_text().split("\n")[2:5]},
+        "versions": {
+            **{name: version(name) for name in ("torch", "transformers")},
+            "peers": [x for x in _peers.REQUIREMENTS.read_text().splitlines() if "==" in x],
+        },
         "pairs": pairs,
         "claims": claims,
         "floor": [],

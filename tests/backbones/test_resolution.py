@@ -19,6 +19,15 @@ def test_only_digits_at_the_end_are_a_size() -> None:
     assert split_resolution("@72") == ("@72", None)
 
 
+def test_what_has_no_size_of_its_own(tmp_path, monkeypatch) -> None:
+    """A directory that is called so, a fused backbone as a whole, a file that says the size."""
+    monkeypatch.chdir(tmp_path)
+    assert split_resolution("model@72") == ("model", 72)
+    (tmp_path / "model@72").mkdir()
+    for source in ("model@72", "fuse:tiny:clip+tiny:siglip@40", "new:architecture.yaml@40"):
+        assert split_resolution(source) == (source, None)
+
+
 @pytest.mark.parametrize("source", FAMILIES)
 @pytest.mark.parametrize("pixels", [24, 40])
 def test_positions_are_resampled_and_nothing_else_changes(source: str, pixels: int) -> None:

@@ -43,8 +43,8 @@ def load(
             * ``new:FILE``, random weights and an own tokenizer as a YAML file describes;
             * ``tiny:clip``, ``tiny:siglip``, ``tiny:open_clip`` or ``tiny:blip``, for tests;
             * ``fuse:A+B``, two or more of these as one backbone, see `fused`;
-            * any of these but the last with ``@PIXELS`` behind it, such as ``pico-clip@72``: at
-              another picture size, see `resolution`.
+            * any of these but ``new:`` and ``fuse:`` with ``@PIXELS`` behind it, such as
+              ``pico-clip@72``: at another picture size, see `resolution`.
         attention: ``eager``, ``sdpa`` or ``auto``: what `choose_attention` picks per tower. The
             result is in `backbone.attention`.
         dtype: of the frozen weights, float32 unless given (half-precision files are cast).
@@ -81,8 +81,7 @@ def _read(
     if corpus is not None and scheme != "new":
         raise UserError("Only new: sources train a tokenizer from a corpus.", where=source)
     plain, pixels = split_resolution(source)
-    # A member of a fused backbone has a size, the whole has none.
-    if pixels is not None and scheme != "fuse" and not Path(source).is_dir():
+    if pixels is not None:
         return at_resolution(_read(plain, dtype, weights, tokenizer, corpus, seed), pixels, source)
     if colon and scheme == "config" and rest.startswith("open_clip/"):
         from crossadapt.backbones.open_clip_building import load_architecture

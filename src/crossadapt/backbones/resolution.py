@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from crossadapt.backbones.hf import HFBackbone
 from crossadapt.errors import UserError
 
 _SOURCE = re.compile(r"(?P<source>.+)@(?P<pixels>\d+)")
+_SIZELESS = ("fuse:", "new:")
 # The table of positions in the vision tower, by family.
 _TABLES = {
     "clip": "vision_model.embeddings.position_embedding.weight",
@@ -31,9 +33,15 @@ _TABLES = {
 
 
 def split_resolution(source: str) -> tuple[str, int | None]:
-    """``("pico-clip", 72)`` of ``pico-clip@72``, ``(source, None)`` where no size is named."""
+    """``("pico-clip", 72)`` of ``pico-clip@72``, ``(source, None)`` where no size is named.
+
+    None is named by a directory that exists under the whole name, by a fused backbone (its members
+    have sizes), and by ``new:``, whose file says the size.
+    """
     found = _SOURCE.fullmatch(source)
-    return (found["source"], int(found["pixels"])) if found else (source, None)
+    if found is None or source.startswith(_SIZELESS) or Path(source).is_dir():
+        return source, None
+    return found["source"], int(found["pixels"])
 
 
 def at_resolution(backbone: HFBackbone, pixels: int, source: str) -> HFBackbone:

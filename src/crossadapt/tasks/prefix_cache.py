@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +211,7 @@ def _key(backbone: Backbone, rows: Rows, layers: int, precision: Precision) -> s
     """Hash of all that decides the values."""
     attention = getattr(backbone, "attention", {}).get(rows.tower)
     words = [_FORMAT, backbone.fingerprint, rows.stream, rows.count, layers, precision.name]
-    facts = [*words, attention, str(backbone.device), torch.__version__]
+    facts = [*words, attention, str(backbone.device), torch.__version__, version("transformers")]
     found = hashlib.sha256(repr(facts).encode())
     rows.digest(found)
     return found.hexdigest()[:32]
