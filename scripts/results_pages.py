@@ -4,7 +4,10 @@
 - in ``docs/which-method.md`` the parts between ``<!-- measured: … -->`` and ``<!-- end -->`` are.
 
 The JSON is what ``crossadapt compare --suite retrieval`` writes as ``PART/comparison.json``, put at
-``docs/results/retrieval/PART.json``. A number on these pages comes from there or is not there.
+``docs/results/retrieval/PART.json``. Settings that a comparison of the same data, backbone and
+settings has measured already (`EARLIER`) need not be trained twice: their rows are taken from it.
+What training costs comes from a run of its own, ``PART-costs.json``: the same suite with one epoch,
+one process after another on one machine. A number on these pages comes from there or is not there.
 
 `results.py` writes and checks them.
 """
@@ -20,13 +23,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = "retrieval"
 PARTS = {"openmoji": "Pictures: OpenMoji", "clips": "Videos: generated clips"}
+EARLIER = {"openmoji": "openmoji", "clips": "clips"}
+"""Folder of docs/results with the comparison whose rows are shared."""
 COLUMNS = {
     "text_to_image.r1": "text → item R@1",
     "text_to_image.r10": "R@10",
     "image_to_text.r1": "item → text R@1",
     "order_probe": "order probe",
 }
-GUESS = "†"
+GUESS, SHARED = "†", "‡"
+NO_COSTS = "no costs measured yet"
 HEAD = """\
 # Retrieval methods side by side
 
@@ -37,24 +43,63 @@ compares. Nothing here is typed by hand and nothing is copied from a paper.
 ```bash
 crossadapt data clips --output clips
 crossadapt compare --suite retrieval --output runs/retrieval
+crossadapt compare --suite retrieval --output runs/costs --epochs 1   # for the last two columns
 ```
 
 Every method trains with each seed in a process of its own, on the training split; the checkpoint
 is chosen on the validation split; the numbers are those of the held-out split. Share is trained
-parameters over those of the backbone. Seconds and MiB (peak memory of the process) are means.
+parameters over those of the backbone. Seconds are those of one epoch with its two validations, MiB
+the peak memory of the process, both with one thread on one machine.
 """
 
 Record = Mapping[str, Any]
 
 
 def records(root: Path = ROOT) -> dict[str, Record | None]:
-    """The committed comparison of each part; None where there is none yet."""
-    folder = root / "docs" / "results" / SUITE
-    files = {part: folder / f"{part}.json" for part in PARTS}
+    """The comparison of each part, with shared rows and costs; None where there is none yet."""
+    folder = root / "docs" / "results"
+    found: dict[str, Record | None] = {}
+    for part, earlier in EARLIER.items():
+        record = _read(folder / SUITE / f"{part}.json")
+        shared = _read(folder / earlier / "comparison.json")
+        if record is not None and shared is not None:
+            record = joined(record, shared)
+        if record is not None:
+            record = priced(record, _read(folder / SUITE / f"{part}-costs.json"))
+        found[part] = record
+    return found
+
+
+def joined(record: Record, earlier: Record) -> Record:
+    """The record with the rows that only an earlier comparison of the same settings has.
+
+    Raises:
+        ValueError: the two do not have the same settings.
+    """
+    for name in ("data", "backbone", "settings", "task_options"):
+        if record["config"].get(name) != earlier["config"].get(name):
+            raise ValueError(f"{record['title']}: {name} differs from the earlier comparison")
+    own = {row["method"] for row in record["rows"]}
+    rows = [row for row in earlier["rows"] if row["method"] not in own]
+    shared = {row["method"] for row in rows}
+    notes = [note for note in earlier["notes"] if note.partition(": ")[0] in shared]
     return {
-        part: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        for part, file in files.items()
+        **record,
+        "rows": sorted([*record["rows"], *rows], key=lambda row: row["trained"] > 0),
+        "notes": [*record["notes"], *notes],
+        "earlier": {**earlier, "rows": rows},
     }
+
+
+def priced(record: Record, costs: Record | None) -> Record:
+    """The record with the seconds and memory of another run in its rows; None: without any."""
+    found = {} if costs is None else {row["method"]: row for row in costs["rows"]}
+    names = ("seconds", "peak_memory_mb")
+    rows = [
+        {**row, **{name: found.get(row["method"], {}).get(name) for name in names}}
+        for row in record["rows"]
+    ]
+    return {**record, "rows": rows, "costs": costs}
 
 
 def missing(part: str) -> str:
@@ -75,7 +120,11 @@ def name_of(row: Record, record: Record) -> str:
     """The method as it was named, marked where its learning rate is a guess."""
     tuned = record["config"].get("tuned")
     guess = tuned is not None and row["trained"] and row["method"] not in tuned
-    return f"`{row['method']}`" + (f" {GUESS}" if guess else "")
+    shared = row["method"] in {
+        other["method"] for other in record.get("earlier", {}).get("rows", [])
+    }
+    marks = [GUESS] * bool(guess) + [SHARED] * shared
+    return " ".join([f"`{row['method']}`", *marks])
 
 
 def table(record: Record) -> str:
@@ -99,13 +148,15 @@ def table(record: Record) -> str:
 def remarks(record: Record) -> str:
     """What must be known to read the table."""
     config, versions = record["config"], record["versions"]
-    seeds = ", ".join(map(str, config["seeds"]))
     found = [
-        f"Backbone `{config['backbone']}`, protocol `{record['protocol']}`, seeds {seeds}; in "
-        f"brackets the 95 % t interval over seeds. {config['threads']} threads, "
-        f"{config['precision']}, torch {versions['torch']}, "
+        f"Backbone `{config['backbone']}`, protocol `{record['protocol']}`, {_ran(record)}; in "
+        f"brackets the 95 % t interval over seeds. torch {versions['torch']}, "
         f"transformers {versions['transformers']}."
     ]
+    if record.get("earlier"):
+        found.append(f"{SHARED} {_ran(record['earlier'])}, in a comparison with the same settings.")
+    if record.get("costs"):
+        found.append(f"Seconds and MiB: {_ran(record['costs'])}.")
     if config.get("tuned") is not None:
         found.append(f"{GUESS} The learning rate is a first guess, not tuned on validation data.")
     finished = {row["method"] for row in record["rows"]}
@@ -169,11 +220,15 @@ def smallest(record: Record) -> str:
 
 def fastest(record: Record) -> str:
     """Least time among them."""
-    return choice(record, lambda row: row["seconds"]["estimate"], "seconds")
+    if not _has_costs(record):
+        return NO_COSTS
+    return choice(record, lambda row: row["seconds"]["estimate"], "seconds an epoch")
 
 
 def leanest(record: Record) -> str:
     """Least memory among them."""
+    if not _has_costs(record):
+        return NO_COSTS
     return choice(record, lambda row: row["peak_memory_mb"]["estimate"], "MiB")
 
 
@@ -229,6 +284,20 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         root / "docs" / "results" / f"{SUITE}.md": page(found),
         choosing: guide(choosing.read_text(encoding="utf-8"), found),
     }
+
+
+def _read(path: Path) -> Record | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _has_costs(record: Record) -> bool:
+    return all(row["seconds"] for row in trained_rows(record))
+
+
+def _ran(record: Record) -> str:
+    config = record["config"]
+    seeds, threads = ", ".join(map(str, config["seeds"])), config["threads"]
+    return f"seeds {seeds}, {config['precision']}, threads {threads}"
 
 
 def _line(cells: list[str]) -> str:

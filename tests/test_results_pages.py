@@ -74,7 +74,7 @@ def test_choices_are_made_among_those_not_worse_than_the_best(record) -> None:
     assert [r["method"] for r in pages.not_worse(record)] == ["best", "near:lr=1e-3"]
     assert pages.best(record).startswith("`best`: R@1 21.0 [18.5, 23.5]; intervals overlap with")
     assert pages.smallest(record).endswith("400 trained parameters")
-    assert pages.fastest(record).endswith("80 seconds")
+    assert pages.fastest(record).endswith("80 seconds an epoch")
     assert pages.leanest(record).startswith("`best`: R@1")
     assert pages.useless(record) == "`none` †, `full` (failed)"
 
@@ -92,7 +92,10 @@ def test_the_guide_gets_its_numbers_between_the_marks_and_nowhere_else(record) -
     text = "Words 1.\n<!-- measured: fastest -->\nold\n<!-- end -->\nmore words\n"
     found = pages.guide(text, {"openmoji": record, "clips": None})
     assert "old" not in found
-    assert "- Pictures: OpenMoji: `near:lr=1e-3` †: R@1 20.0 [17.5, 22.5], 80 seconds" in found
+    assert (
+        "- Pictures: OpenMoji: `near:lr=1e-3` †: R@1 20.0 [17.5, 22.5], 80 seconds an epoch"
+        in found
+    )
     assert "- Videos: generated clips: *Not measured yet" in found
     assert found.startswith("Words 1.\n")
     assert found.endswith("<!-- end -->\nmore words\n")
@@ -111,6 +114,44 @@ def test_every_question_is_asked_and_no_number_stands_outside(repo: Path) -> Non
     assert {m[1] for m in pages._BLOCK.findall(text)} == set(pages.QUESTIONS)
     typed = pages._BLOCK.sub("", text)
     assert "R@1" not in typed
+
+
+def settings(record, **changed):
+    common = {"data": "openmoji", "settings": {"epochs": 2}, "task_options": {}}
+    return {**record, "config": {**record["config"], **common, **changed}}
+
+
+def test_rows_of_an_earlier_comparison_are_shared_and_marked(record) -> None:
+    rows = {row["method"]: row for row in record["rows"]}
+    ours = settings({**record, "rows": [rows["zero-shot"], rows["best"]], "notes": ["best: own."]})
+    earlier = settings(record, seeds=[3, 4], precision="bf16")
+    earlier["notes"] = ["best: left out.", "cheap: a note of it."]
+    found = pages.joined(ours, earlier)
+    names = [row["method"] for row in found["rows"]]
+    assert names == ["zero-shot", "best", "near:lr=1e-3", "cheap", "none"]
+    lines = pages.table(found).splitlines()
+    assert lines[3].startswith("| `best` | ")
+    assert lines[4].startswith("| `near:lr=1e-3` † ‡ | ")
+    said = pages.remarks(found)
+    assert "- ‡ seeds 3, 4, bf16, threads 1, in a comparison with the same settings." in said
+    assert "- cheap: a note of it." in said
+    assert "left out" not in said
+    with pytest.raises(ValueError, match="settings differs"):
+        pages.joined(ours, settings(record, settings={"epochs": 3}))
+
+
+def test_costs_come_from_one_run_or_are_not_there(record) -> None:
+    costs = json.loads(json.dumps(settings(record, seeds=[7])))
+    for each in costs["rows"]:
+        if each["seconds"]:
+            each["seconds"]["estimate"] *= 10
+    found = pages.priced(record, costs)
+    assert "| 900 | 900 |" in pages.table(found).splitlines()[3]  # 90 s before
+    assert "- Seconds and MiB: seeds 7, fp32, threads 1." in pages.remarks(found)
+    assert pages.fastest(found).endswith("800 seconds an epoch")
+    without = pages.priced(record, None)
+    assert pages.table(without).splitlines()[3].endswith("| 0.50% |  |  |")
+    assert pages.fastest(without) == pages.leanest(without) == "no costs measured yet"
 
 
 def test_new_json_makes_new_pages(record, tmp_path) -> None:
