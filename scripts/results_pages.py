@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from crossadapt.training.suites import read_suite
+
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = "retrieval"
 PARTS = {"openmoji": "Pictures: OpenMoji", "clips": "Videos: generated clips"}
@@ -62,10 +64,11 @@ def records(root: Path = ROOT) -> dict[str, Record | None]:
     for part, earlier in EARLIER.items():
         record = _read(folder / SUITE / f"{part}.json")
         shared = _read(folder / earlier / "comparison.json")
-        if record is not None and shared is not None:
-            record = joined(record, shared)
+        if shared is not None:
+            record = shared if record is None else joined(record, shared)
         if record is not None:
             record = priced(record, _read(folder / SUITE / f"{part}-costs.json"))
+            record = {**record, "waiting": waiting(record, part)}
         found[part] = record
     return found
 
@@ -89,6 +92,14 @@ def joined(record: Record, earlier: Record) -> Record:
         "notes": [*record["notes"], *notes],
         "earlier": {**earlier, "rows": rows},
     }
+
+
+def waiting(record: Record, part: str) -> list[str]:
+    """Settings of the suite that the record has neither as a row nor as a failure."""
+    known = {row["method"] for row in record["rows"]}
+    known |= {failure["method"] for failure in record.get("failures", [])}
+    (suite,) = read_suite(SUITE, [part])
+    return [method for method in suite.recipe["methods"] if method not in known]
 
 
 def priced(record: Record, costs: Record | None) -> Record:
@@ -157,6 +168,9 @@ def remarks(record: Record) -> str:
         found.append(f"{SHARED} {_ran(record['earlier'])}, in a comparison with the same settings.")
     if record.get("costs"):
         found.append(f"Seconds and MiB: {_ran(record['costs'])}.")
+    if record.get("waiting"):
+        names = ", ".join(f"`{method}`" for method in record["waiting"])
+        found.append(f"**Not measured yet**: {names}.")
     if config.get("tuned") is not None:
         found.append(f"{GUESS} The learning rate is a first guess, not tuned on validation data.")
     finished = {row["method"] for row in record["rows"]}

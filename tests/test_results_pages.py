@@ -154,6 +154,16 @@ def test_costs_come_from_one_run_or_are_not_there(record) -> None:
     assert pages.fastest(without) == pages.leanest(without) == "no costs measured yet"
 
 
+def test_what_the_suite_names_and_nobody_measured_is_said(record) -> None:
+    record["rows"].append({**record["rows"][-1], "method": "coop:lr=1e-2"})
+    record["failures"].append({"method": "maple:lr=3e-3", "reason": "x", "seeds": [0]})
+    left = pages.waiting(record, "openmoji")
+    assert "vpt:lr=1e-2" in left
+    assert "coop:lr=1e-2" not in left
+    assert "maple:lr=3e-3" not in left
+    assert "- **Not measured yet**: `vpt`." in pages.remarks({**record, "waiting": ["vpt"]})
+
+
 def test_new_json_makes_new_pages(record, tmp_path) -> None:
     folder = tmp_path / "docs" / "results" / "retrieval"
     folder.mkdir(parents=True)
