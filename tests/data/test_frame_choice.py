@@ -27,6 +27,15 @@ def test_spread_is_floor_of_linspace(count: int, wanted: int) -> None:
     assert spread(count, wanted).tolist() == (exact if count > wanted else list(range(count)))
 
 
+def test_the_indices_of_mv_adapter_never_hold_the_last() -> None:
+    # Thirty seconds and twelve frames again: the list of the MV-Adapter note, check 12.
+    times, duration = steady(30, 25)
+    chosen = Sampling("starts", 12)(times, duration)
+    assert (chosen // 25).tolist() == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]
+    times, duration = steady(12, 4)
+    assert Sampling("starts", 12)(times, duration).tolist() == list(range(0, 48, 4))
+
+
 def test_head_tail_and_spans() -> None:
     times, duration = steady(10, 4)
     assert Sampling("head", 3)(times, duration).tolist() == [0, 4, 8]

@@ -56,7 +56,7 @@ class EvaluateOptions:
     """Folder of prepared pictures; the user's cache folder when unset."""
     frames: int | None = None
     """Videos: most frames taken of a clip; as the adapter was trained, or 12, when unset."""
-    sampling: Literal["segments", "1fps", "head", "tail"] | None = None
+    sampling: Literal["segments", "1fps", "starts", "head", "tail"] | None = None
     """Videos: which frames; as the adapter was trained, or segments, when unset."""
     pooling: Literal["mean", "text-conditioned"] | None = None
     """Videos: how frames meet a text; as the adapter was trained, or mean, when unset."""

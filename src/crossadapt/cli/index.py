@@ -52,7 +52,7 @@ class IndexOptions:
     """Seconds for one picture or clip; then its worker is killed and the item given up."""
     frames: int | None = None
     """Videos: most frames kept of a clip; as the adapter was trained, or 12, when unset."""
-    sampling: Literal["segments", "1fps", "head", "tail"] | None = None
+    sampling: Literal["segments", "1fps", "starts", "head", "tail"] | None = None
     """Videos: which frames; as the adapter was trained, or segments, when unset."""
     quiet: bool = False
     """Show no progress."""

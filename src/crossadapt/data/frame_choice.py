@@ -3,7 +3,8 @@
 Every rule asks "which frame is on screen at second t", so it means the same at a constant and at a
 variable frame rate. On a constant whole-numbered rate ``1fps`` takes exactly the frames that the
 released loaders of CLIP4Clip take (arXiv 2104.08860): the first of each second, then, when there
-are more than F, those at ``floor(linspace(0, n - 1, F))``.
+are more than F, those at ``floor(linspace(0, n - 1, F))``. ``starts`` is the rule of
+MV-Adapter's released loader (arXiv 2301.07868), which takes those at ``floor(i n / F)``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from crossadapt.errors import UserError, did_you_mean
 
 SAMPLINGS = {
     "1fps": "one frame a second; of more than F, F evenly spaced from the first to the last",
+    "starts": "one frame a second; of more than F, the first of each of F equal parts, so that "
+    "the last second is never taken",
     "head": "one frame a second; of more than F, the first F",
     "tail": "one frame a second; of more than F, the last F",
     "segments": "the clip cut into F equal parts, the frame in the middle of each; all frames "
@@ -48,6 +51,11 @@ def spread(count: int, wanted: int) -> np.ndarray:
         return np.arange(count)
     # numpy's linspace rounds 3 to 2.9999999 for some sizes; whole numbers cannot.
     return np.arange(wanted) * (count - 1) // max(1, wanted - 1)
+
+
+def starts(count: int, wanted: int) -> np.ndarray:
+    """``floor(i count / wanted)`` for i below `wanted`, all when there are no more."""
+    return np.arange(min(count, wanted)) * count // min(count, wanted)
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ class Sampling:
         found = shown_at(times, seconds)
         if self.rule == "1fps":
             return found[spread(len(found), self.frames)]
+        if self.rule == "starts":
+            return found[starts(len(found), self.frames)]
         return found[: self.frames] if self.rule == "head" else found[-self.frames :]
 
     def _segments(self, times: np.ndarray, duration: float) -> np.ndarray:

@@ -73,7 +73,7 @@ class TrainJob:
     """Options of the task by name."""
     frames: int | None = None
     """Videos: most frames taken of a clip; 12 when unset."""
-    sampling: Literal["segments", "1fps", "head", "tail"] | None = None
+    sampling: Literal["segments", "1fps", "starts", "head", "tail"] | None = None
     """Videos: which frames; `segments` (the middles of equal parts) when unset, `1fps` as
     published."""
     pooling: Literal["mean", "text-conditioned"] | None = None

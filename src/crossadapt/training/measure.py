@@ -92,7 +92,7 @@ def run_evaluation(
     workers: int | None = None,
     cache: Path | None = None,
     frames: int | None = None,
-    sampling: Literal["segments", "1fps", "head", "tail"] | None = None,
+    sampling: Literal["segments", "1fps", "starts", "head", "tail"] | None = None,
     pooling: Literal["mean", "text-conditioned"] | None = None,
     rerank: int | None = None,
     rerank_weight: float = 0.0,
