@@ -63,6 +63,19 @@ def test_clip_long_text_keeps_its_end():
     assert backbone.encode_text(batch.ids, batch.mask).shape == (2, 12)
 
 
+def test_clip_rows_begin_once_and_end_once():
+    """The end is also the largest id, which is where checkpoints with an old config pool."""
+    backbone = tiny("clip")
+    tokenizer = backbone.tokenize.tokenizer
+    batch = backbone.tokenize([*TEXTS, LONG])
+    assert batch.ids.shape == batch.mask.shape
+    assert batch.ids.shape[1] <= backbone.tokens("text")
+    for ids, mask in zip(batch.ids, batch.mask, strict=True):
+        words = ids[mask].tolist()
+        assert words[0] == tokenizer.bos_token_id
+        assert words.index(tokenizer.eos_token_id) == len(words) - 1 == int(ids.argmax())
+
+
 def test_siglip_equals_the_padded_reference(siglip_folder):
     backbone = load(str(siglip_folder))
     texts = [*TEXTS, LONG]

@@ -18,6 +18,7 @@ from crossadapt.evaluation import (
     register_protocol,
 )
 from crossadapt.evaluation import protocols as module
+from crossadapt.evaluation.protocols import evaluate_scores
 
 
 def test_identity_is_perfect():
@@ -45,6 +46,48 @@ def test_hand_computed_ranks():
     assert i.pessimistic == (0, 0, 0)
     assert i.tie_sensitivity == 100
     assert t.tie_sensitivity == 0
+
+
+def test_three_images_and_fifteen_captions_by_hand():
+    """The rule of Flickr30k and COCO: any of the five captions counts, no text stands for them."""
+    owners = np.repeat(np.arange(3), 5)
+    scores = np.zeros((15, 3))  # text by image, no two equal
+    scores[0:5] = np.array([[9, 2, 1], [8, 3, 1], [1, 7, 2], [2, 6, 1], [5, 4, 3]])
+    scores[5:10] = np.array([[4, 5, 6], [6, 5, 4], [3, 9, 1], [7, 4, 2], [8, 3, 1]])
+    scores[10:15] = np.array([[6, 5, 4], [7, 6, 5], [9, 8, 3], [4, 5, 3], [8, 7, 6]])
+    scores += np.arange(15)[:, None] / 100
+
+    def found(factor):
+        return evaluate_scores(
+            lambda t, i: factor * scores[np.ix_(t, i)], range(3), owners, similarity="by hand"
+        )
+
+    r = found(1.0)
+    # Ranks of each text's own image: 1 1 3 2 1, then 2 2 1 2 2, then 3 3 3 3 3.
+    assert r.details["text_to_image"].ranks.average.tolist() == [
+        1, 1, 3, 2, 1, 2, 2, 1, 2, 2, 3, 3, 3, 3, 3]  # fmt: skip
+    assert r.text_to_image.r1 == pytest.approx(100 * 4 / 15)
+    assert (r.text_to_image.r5, r.text_to_image.median_rank) == (100, 2)
+    assert r.text_to_image.mean_rank == pytest.approx(32 / 15)
+    # Image 0: best own caption 9.00, only text 12 (9.12) is above: rank 2. Image 1: 9.07, nothing
+    # above. Image 2: best own 6.14, text 5 (6.05) is below: rank 1.
+    assert r.details["image_to_text"].ranks.average.tolist() == [2, 1, 1]
+    assert r.image_to_text.r1 == pytest.approx(100 * 2 / 3)
+    assert (r.image_to_text.r5, r.image_to_text.gallery) == (100, 15)
+    assert r.rsum == pytest.approx(100 * (4 / 15 + 2 / 3) + 400)
+    # A temperature divides all of them alike.
+    for temperature in (0.07, 0.5):
+        assert found(1 / temperature) == r
+
+
+def test_an_antidiagonal_matrix_by_hand():
+    # Every text prefers the image that mirrors it; its own one comes wherever the row says.
+    scores = np.array([[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2]])
+    r = evaluate_scores(lambda t, i: scores[np.ix_(t, i)], range(4), range(4), similarity="x")
+    for direction in (r.text_to_image, r.image_to_text):
+        assert (direction.r1, direction.r5) == (0, 100)
+        assert (direction.median_rank, direction.mean_rank) == (3, 3)
+    assert r.details["text_to_image"].ranks.average.tolist() == [4, 2, 4, 2]
 
 
 def test_record_round_trip_with_and_without_ranks():

@@ -47,6 +47,9 @@ def test_published_rounding_and_share(vit_b_32) -> None:
         assert round(summary.trainable / 1e6, 2) == published
     full = summarise(vit_b_32, FullConfig())
     assert round(100 * full.share, 2) == 81.67
+    # Token and position embeddings, class token, patch convolution, the norm in front.
+    frozen = (25_296_896, 39_424, 768, 38_400, 2_359_296, 1_536)
+    assert full.total - full.trainable == sum(frozen) == 27_736_320
     assert full.per_tower == {
         "vision": 85_054_464 + 1_536 + 393_216,
         "text": 37_828_608 + 1_024 + 262_144,

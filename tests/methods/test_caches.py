@@ -239,7 +239,10 @@ def test_parameter_counts() -> None:
         config = XMAdapterConfig(tuple(size["classes"]), 16)
         rn50 = MixedCache(config, 1024, 256)
         tip_f = ClassCache(size["classes"], 16, 1024, 1.0, 1.0, trained_keys=True)
+        hundred = MixedCache(XMAdapterConfig(tuple(size["classes"][:100]), 16), 1024, 256)
     assert sum(p.numel() for p in rn50.parameters()) == 16_908_801
+    assert sum(p.numel() for n, p in rn50.named_parameters() if n != "keys") == 524_801
+    assert sum(p.numel() for p in hundred.parameters()) == 2_163_201
     assert sum(p.numel() for p in tip_f.parameters()) == 16_384_000
 
 

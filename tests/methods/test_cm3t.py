@@ -18,6 +18,7 @@ from crossadapt.adapters.summary import summarise
 from crossadapt.adapters.validate import check_plan
 from crossadapt.backbones import load, tiny
 from crossadapt.errors import UserError
+from crossadapt.layers.bottleneck import ParallelBottleneck
 from crossadapt.layers.head_adapters import HeadAdapter, HeadBranches, HeadPrefix
 from crossadapt.layers.modalities import (
     CrossAttentionAdapter,
@@ -72,6 +73,7 @@ def two_modalities(backbone, name: str = "default", order=("text", "signals")):
 def test_counts_of_the_tiny_net() -> None:
     assert BLOCKS * count(HeadAdapter(C, HEADS, R)) == 1376
     assert BLOCKS * count(HeadPrefix(C, HEADS, LENGTH)) == 1288
+    assert BLOCKS * count(ParallelBottleneck(C, C // 4, scale=0.5)) == 1104
     assert BLOCKS * count(CrossAttentionAdapter(C, SOURCE, C // 4)) == 1776
     assert BLOCKS * (count(ModalityFusion(C // 4)) - 1) == 384  # the scalar eta apart
 
@@ -88,6 +90,9 @@ def test_counts_on_video_swin_b() -> None:
                 totals["fusion"] += count(ModalityFusion(inner)) - 1
                 # qkv, projection, MLP of four times the width, two norms; position bias.
                 totals["blocks"] += 12 * width**2 + 13 * width + 15 * 13 * 13 * heads
+        for r, published in ((4, 934_112), (8, 1_856_192), (32, 7_388_672)):
+            sizes = (depth * count(HeadAdapter(w, w // 32, r)) for w, depth in SWIN_B)
+            assert sum(sizes) == published
     assert totals["adapter"] == 3_700_352
     assert totals["prefix"] == 3_682_680
     assert totals["cross"] == 4_119_712
@@ -98,9 +103,13 @@ def test_counts_on_video_swin_b() -> None:
 
 
 def test_mlp_branch_on_video_swin_b_and_the_whole() -> None:
-    branches = sum(depth * (width**2 // 2 + width // 4 + width) for width, depth in SWIN_B)
-    assert branches == 3_504_832
-    assert branches + 3_700_352 + 3_682_680 == 10_887_864
+    with torch.device("meta"):
+        one = [depth * count(ParallelBottleneck(w, w // 4, scale=0.5)) for w, depth in SWIN_B]
+    assert sum(one) == 3_504_832
+    video = sum(one) + 3_700_352 + 3_682_680
+    assert video == 10_887_864
+    # Two more modalities, their fusion, and the 397 outputs of Epic-Kitchens on 1,024 channels.
+    assert video + 2 * 4_119_712 + 327_168 + 397 * 1025 == 19_861_381
 
 
 def test_counts_on_clip_vit_b_32() -> None:

@@ -48,6 +48,21 @@ def test_published_counts(vit_b_32, r: int, d_s: int) -> None:
     assert summary.per_tower["shared"] == 24 * d_s * (r + 1)
 
 
+@pytest.mark.parametrize(
+    ("r", "d_s", "count"),
+    [(4, 16, 274_752), (4, 256, 245_952), (16, 0, 1_014_528), (32, 16, 1_985_664)],
+)
+def test_counts_of_the_ablations(vit_b_32, r: int, d_s: int, count: int) -> None:
+    assert summarise(vit_b_32, CrossModalAdapterConfig(r=r, d_s=d_s)).trainable == count
+
+
+def test_published_savings() -> None:
+    """Of full tuning 99.6 % (99.58); of an adapter without sharing 20.6 % on ActivityNet."""
+    assert round(100 * (1 - PUBLISHED[8, 16] / 123_540_993), 2) == 99.58
+    assert round(100 * (1 - PUBLISHED[16, 512] / formula(12, 768, 512, 16, 0)), 1) == 20.6
+    assert round(100 * (1 - PUBLISHED[8, 16] / formula(12, 768, 512, 8, 0)), 2) == 0.66
+
+
 def test_published_share_of_the_model(vit_b_32) -> None:
     summary = summarise(vit_b_32, CrossModalAdapterConfig())
     assert summary.total == 151_277_313 + 519_168

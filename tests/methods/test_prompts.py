@@ -38,6 +38,7 @@ def vit_b_32():
         (VPTConfig(tokens=5), 46_080, 0.05),
         (VPTConfig(tokens=20), 184_320, 0.18),
         (VPTConfig(tokens=40), 368_640, 0.37),
+        (VPTConfig(tokens=80), 737_280, None),  # published 0.73M, cut and not rounded
         (VPTConfig(tokens=5, deep=False), 3_840, None),
     ],
 )

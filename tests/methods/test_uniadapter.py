@@ -9,6 +9,7 @@ from torch.nn import functional
 
 import crossadapt
 from crossadapt.adapters.attach import attach, detach, set_strength
+from crossadapt.adapters.merge import merge
 from crossadapt.adapters.mixture import mixed
 from crossadapt.adapters.plan import Insertion, Override
 from crossadapt.adapters.registry import get_method, make_config
@@ -57,9 +58,13 @@ def test_counts_on_blip_base(r, adapters):
 def test_published_shares():
     """2.2 % for r = 128 (with the key and value branch), of encoders of 223,057,152."""
     big = crossadapt.load("config:blip-base-224", weights=False)
+    towers = (big.model.vision_model, big.model.text_encoder)
+    encoders = sum(p.numel() for tower in towers for p in tower.parameters())
+    assert encoders == 223_057_152
     with_branch = summarise(big, UniAdapterConfig(r=128, heads=False, key_value=64))
     assert with_branch.trainable == 4_784_640 + 198_274
-    assert round(100 * with_branch.trainable / 223_057_152, 1) == 2.2
+    assert round(100 * with_branch.trainable / encoders, 1) == 2.2
+    assert round(100 * 2_424_576 / encoders, 2) == 1.09
 
 
 def test_counts_on_two_towers():
@@ -260,9 +265,12 @@ def test_the_cross_modal_branch_uses_the_textual_up_projection(blip):
             p.copy_(value)
         x = torch.randn(1, 2, 16)
         before = branch(x)
+        residual = adapter.insertions["text_0_residual"]
+        assert residual(x).any()
         branch.textual.weight.zero_()
         branch.textual.bias.zero_()
         assert not torch.allclose(branch(x), before)
+        assert not residual(x).any()
 
 
 def test_a_vision_loss_reaches_the_shared_part_and_the_visual_role_only(blip):
@@ -309,6 +317,21 @@ def test_key_value_branch_is_affine_and_merges_into_every_layer(blip):
                 linear.weight += g * (b.weight @ a.weight)
                 linear.bias += g * (b.weight @ a.bias + b.bias)
     torch.testing.assert_close(fused(blip), with_branch, atol=1e-5, rtol=1e-4)
+
+
+def test_the_adapter_itself_is_not_affine_and_is_not_merged(blip):
+    adapter = attach(blip, UniAdapterConfig(r=4, heads=False, key_value=3))
+    randomise(adapter)
+    a, b = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    affine = {}
+    for name in ("vision_0_residual", "text_0_residual", "fusion_0_residual", "fusion_0_key"):
+        branch = adapter.insertions[name]
+        with torch.no_grad():
+            apart = branch(a) + branch(b) - branch(torch.zeros_like(a))
+            affine[name] = torch.allclose(branch(a + b), apart, atol=1e-5)
+    assert [name for name, found in affine.items() if found] == ["fusion_0_key"]
+    with pytest.raises(UserError, match="uniadapter cannot be merged"):
+        merge(blip)
 
 
 def test_key_value_branch_needs_a_fusion_tower():

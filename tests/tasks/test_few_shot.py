@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from crossadapt.adapters.classifier import Support
 from crossadapt.backbones import tiny
 from crossadapt.cli.main import main
+from crossadapt.data import Ledger
 from crossadapt.data.manifest import Manifest
 from crossadapt.errors import UserError
 from crossadapt.evaluation.classification import (
@@ -29,6 +30,7 @@ from crossadapt.tasks.classes import base_and_novel, draw, read_classes
 from crossadapt.tasks.few_shot import FewShotConfig, LabelledFeatures, search_sharpness
 from crossadapt.training.config import make_recipe
 from crossadapt.training.few_shot import run_few_shot
+from crossadapt.training.few_shot_data import open_few_shot, read_few_shot
 from crossadapt.training.job import TrainJob
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
@@ -122,6 +124,64 @@ def test_harmonic_mean_of_base_and_novel() -> None:
         "harmonic_mean": pytest.approx(200 / 3), "base": 100, "novel": 50}  # fmt: skip
     assert both.correct.mean() == 75
     assert ClassificationResult.from_dict(both.to_dict(answers=True)).metric("novel") == 50
+
+
+@pytest.mark.parametrize("value", [0.0, 33.3, 100.0])
+def test_a_harmonic_mean_of_equals_and_with_nothing(value: float) -> None:
+    assert harmonic_mean(0, value) == harmonic_mean(value, 0) == 0
+    assert harmonic_mean(value, value) == pytest.approx(value)
+
+
+AVERAGES = [
+    # base, novel, H over eleven sets as MaPLe's authors print them
+    (69.34, 74.22, 71.70), (82.69, 63.22, 71.66), (80.47, 71.69, 75.83), (82.28, 75.14, 78.55),
+    (80.24, 73.43, 76.68), (81.72, 73.81, 77.56), (82.15, 74.07, 77.90),
+]  # fmt: skip
+MAPLE = {
+    # base and novel of MaPLe, ten sets
+    "imagenet": (76.66, 70.54), "caltech101": (97.74, 94.36), "oxford_pets": (95.43, 97.76),
+    "stanford_cars": (72.94, 74.00), "oxford_flowers": (95.92, 72.46), "food101": (90.71, 92.05),
+    "fgvc_aircraft": (37.44, 35.61), "sun397": (80.82, 78.70), "dtd": (80.36, 59.18),
+    "ucf101": (83.00, 78.66),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "novel", "published"), AVERAGES)
+def test_the_average_row_is_the_harmonic_mean_of_the_averages(base, novel, published) -> None:
+    assert harmonic_mean(base, novel) == pytest.approx(published, abs=0.006)
+
+
+def test_and_not_the_average_of_the_harmonic_means() -> None:
+    base, novel = (float(np.mean(part)) for part in zip(*MAPLE.values(), strict=True))
+    assert (round(base, 2), round(novel, 2)) == (81.10, 75.33)
+    assert harmonic_mean(base, novel) == pytest.approx(78.11, abs=0.005)
+    apart = np.mean([harmonic_mean(*row) for row in MAPLE.values()])
+    assert apart == pytest.approx(77.87, abs=0.005)
+
+
+def test_five_classes_split_into_three_and_two_numbered_from_zero(tmp_path: Path) -> None:
+    colours = {**COLOURS, "brown": (90, 60, 30), "white": (255, 255, 255)}
+    for split in ("train", "val", "test"):
+        for name, colour in colours.items():
+            (tmp_path / "d" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "d" / split / name / "0.png")
+    asked = job(tmp_path / "d", tmp_path / "x", "tip-adapter", protocol="base-to-novel", shots=1,
+                workers=0, cache=tmp_path / "cache")  # fmt: skip
+    ledger = Ledger()
+    manifest = read_few_shot(asked, ledger)
+    classes = read_classes(manifest)
+    assert classes.names == ("blue", "brown", "green", "red", "white")
+    found = open_few_shot(asked, FewShotConfig(), classes, manifest, tiny("clip"), ledger)
+    assert found.test.names == ("blue", "brown", "green")
+    assert found.novel.names == ("red", "white")
+    assert sorted(found.test.labels.tolist()) == [0, 1, 2]
+    assert sorted(found.novel.labels.tolist()) == [0, 1]
+    assert not set(found.test.items) & set(found.novel.items)
+    # What is learnt from knows nothing of the other half.
+    assert set(found.pool.names) == set(found.test.names)
+    for part in (found.test, found.novel):
+        names = [Path(item).parent.name for item in part.items]
+        assert [part.names[label] for label in part.labels] == names
 
 
 def test_templates_are_averaged_on_the_sphere() -> None:

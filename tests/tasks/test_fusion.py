@@ -177,6 +177,15 @@ def test_temperature_keeps_its_bounds_and_is_no_part_of_the_adapter() -> None:
     assert bool(temperature.grad.any())
 
 
+@pytest.mark.parametrize(("start", "kept"), [(-0.5, 0.1), (1.5, 0.9)])
+def test_the_share_is_inside_its_bounds_after_every_step(start: float, kept: float) -> None:
+    backbone, adapter, task = prepare(mix="first")
+    with torch.no_grad():
+        adapter.join.mix.fill_(start)
+    step(backbone, adapter, task, rate=1e-4)
+    assert float(adapter.join.mix.detach()) == pytest.approx(kept)
+
+
 def test_momentum_noise_is_the_released_form() -> None:
     _, _, task = prepare({"momentum_noise": True}, norm="batch", dropout=0.3)
     assert task.objective.momentum["text"].training

@@ -261,6 +261,21 @@ def run(output, *, resume=False, wrap=lambda task: task):
     return result, trained, task.state()
 
 
+def test_a_run_moves_adapters_and_heads_and_leaves_the_temperature(tmp_path):
+    """Neither the model nor its temperature trains, and the task has no parameter of its own."""
+    backbone, task = prepare()
+    temperature = backbone.logit_scale.clone()
+    before = {n: p.detach().clone() for n, p in backbone.named_parameters()}
+    result = fit(backbone, task, small_run.recipe(epochs=1, guard=0, warmup=0.0), output=tmp_path,
+                 precision=choose_precision("fp32"), quiet=True)  # fmt: skip
+    moved = {n for n, p in backbone.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in before if n.startswith("adapters.")}
+    copies = {name.split(".")[3].partition("/")[0] for name in moved if ".copies." in name}
+    assert copies == {"vision_proj", "text_proj", "itm_head"}
+    assert torch.equal(backbone.logit_scale, temperature)
+    assert result.trained == sum(before[name].numel() for name in moved)
+
+
 @pytest.fixture
 def stop(monkeypatch):
     """What a signal does to the loop, without one: real signals are the matter of test_loop."""

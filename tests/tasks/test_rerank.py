@@ -53,6 +53,14 @@ def test_any_pairs_in_any_order(world, blocks, monkeypatch):
     assert matcher.pairs == 50
 
 
+def test_what_is_outside_the_shortlist_has_the_released_score(world):
+    """-100, whatever the pair's own logit: neither stage can bring it back."""
+    _, _, images, texts, _ = world
+    scores = two_stage(images.numpy(), texts.numpy(), matcher_of(world), Rerank(2))
+    found = scores["text_to_image"](np.arange(2 * COUNT), np.arange(COUNT))
+    assert ((found == -100).sum(1) == COUNT - 2).all()
+
+
 def test_shortlist_holds_the_nearest_first_come_first_on_ties():
     cosines = np.array([[0.1, 0.5, 0.5, 0.2]], np.float32)
     assert shortlist(cosines, 3).tolist() == [[1, 2, 3]]
