@@ -63,7 +63,7 @@ function viewTable(collection, adapters) {
     const share = adapters.find((one) => one.name === view.name && one.fingerprint === view.fingerprint)?.share;
     const trained = view.trained ? `${short(view.trained)}${share ? ` (${percent(share, 2)})` : ""}` : "nothing";
     const name = view.name === collection.default_view ? `${viewName(view.name)} (default)` : viewName(view.name);
-    return h("tr", {}, h("td", {}, name), h("td", {}, view.method || "as it came"), h("td", {}, trained),
+    return h("tr", {}, h("td", {}, name), h("td", {}, view.method || "no adapter"), h("td", {}, trained),
       h("td", { class: "mono", title: view.fingerprint }, view.fingerprint.slice(0, 16)));
   });
   return h("div", { class: "table-wrap" }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...rows)));

@@ -30,6 +30,8 @@ export function open(part = "help") {
       h("p", {}, h("strong", {}, "Last number: the cosine "),
         "between the query and the item, from −1 to 1. It orders the hits of one query, and says little across queries: ",
         "0.3 is much for one model and nothing for another."),
+      h("p", {}, h("strong", {}, "With re-ranking "),
+        "the first hits stand in the order of a second judgement, the match in an item’s facts, and not of the cosine. Only some models can give it; where the switch is missing, this one cannot."),
       h("h3", {}, "Before and after"),
       h("p", {}, "On the left, what the frozen model finds; on the right, what it finds with the adapter. ▲ 12 has moved up by 12 places, ▼ 3 down by 3; “new” was not in the frozen list, “gone” is no longer in the adapted one. ",
         "The strength slider blends both: 0 % is the frozen model."),

@@ -4,7 +4,7 @@ import { get, Gone } from "./api.js";
 import { alike } from "./ask.js";
 import { bones, neighbour } from "./cards.js";
 import { $, h, icon, sheetHead, showSheet } from "./dom.js";
-import { bytes, day, duration, title, value } from "./format.js";
+import { bytes, cosine, day, duration, title, value } from "./format.js";
 import { activeView } from "./options.js";
 import { dropAll, show } from "./pictures.js";
 import { change, state } from "./state.js";
@@ -157,6 +157,7 @@ function video(item, hit, box) {
 function facts(item, hit) {
   const rows = [];
   if (hit) rows.push(["rank", String(hit.rank)]);
+  if (hit?.match != null) rows.push(["match", cosine(hit.match)]);
   if (hit?.start) rows.push(["found at", duration(hit.start)]);
   for (const [name, given] of Object.entries(item.attributes)) rows.push([name, value(given)]);
   if (item.width) rows.push(["size", `${item.width} × ${item.height}`]);

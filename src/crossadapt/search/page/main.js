@@ -17,7 +17,7 @@ import * as results from "./results.js";
 import { asked, change, onChange, PAGE, readAddress, startOver, state } from "./state.js";
 import * as themes from "./themes.js";
 
-const SEARCHED = ["collection", "q", "like", "picture", "exclude", "weight", "view", "strength", "compare", "k", "facets", "ranges", "expression"];
+const SEARCHED = ["collection", "q", "like", "picture", "exclude", "weight", "view", "strength", "compare", "rerank", "k", "facets", "ranges", "expression"];
 const FILTERS = ["collection", "facets", "ranges", "expression"];
 let collections = [];
 let adapters = [];
@@ -148,6 +148,7 @@ function request(signal) {
   if (state.q && (state.like || state.picture)) fields.set("weight", state.weight);
   if (options.strengthInUse() !== 1) fields.set("strength", options.strengthInUse());
   if (options.comparing()) fields.set("compare", "true");
+  put("rerank", options.judging());
   const waiting = notices.waiting;
   if (!state.picture) return [`/search?${fields}`, { signal, waiting }];
   const body = new FormData();

@@ -1,10 +1,12 @@
-// View, strength, before and after, excluded words: how to search.
+// View, strength, before and after, excluded words, second look: how to search.
 
 import { $, h, later } from "./dom.js";
 import { percent, short, viewName } from "./format.js";
-import { change, state } from "./state.js";
+import { change, PAGE, state } from "./state.js";
 
 const FROZEN = "frozen";
+// How many of the nearest items are judged: one page of results.
+const JUDGED = PAGE;
 let collection = null;
 let share = () => null;
 
@@ -14,6 +16,17 @@ export const canCompare = () => views().includes(FROZEN) && views().length > 1;
 /** What is really asked: the switch and the slider mean nothing without both embeddings. */
 export const comparing = () => state.compare && canCompare() && activeView() !== FROZEN;
 export const strengthInUse = () => (canCompare() && activeView() !== FROZEN ? state.strength : 1);
+/** How many hits to judge; 0 also where the switch is on and the question cannot be judged. */
+export const judging = () => (state.rerank && collection.rerank && state.q && !obstacle() ? JUDGED : 0);
+
+/** Why the server would not judge this question: it judges words, with the model as it is. */
+function obstacle() {
+  if (state.picture || state.like) return "Not with a picture: it judges words.";
+  if (state.exclude) return "Not while words are excluded.";
+  if (comparing()) return "Not with before and after.";
+  if (strengthInUse() !== 1) return "Not with a part of the adapter.";
+  return "";
+}
 
 const setStrength = later((value) => change({ strength: value }, "replace"), 60);
 
@@ -23,6 +36,8 @@ export function wire() {
     setStrength(event.target.valueAsNumber);
   });
   $("compare").addEventListener("change", (event) => compare(event.target.checked));
+  $("rerank").addEventListener("change", (event) => change({ rerank: event.target.checked }));
+  $("rerank-name").textContent = `Re-rank the first ${JUDGED}`;
   const exclude = later(() => change({ exclude: $("exclude").value.trim() }, "replace"), 400);
   $("exclude").addEventListener("input", exclude);
   $("exclude").addEventListener("change", exclude);
@@ -44,6 +59,7 @@ export function fit(given, adapters) {
   collection = given;
   share = (name) => adapters.find((one) => one.name === name && one.collections.includes(given.name))?.share;
   $("model").hidden = given.views.length < 2;
+  $("second").hidden = !given.rerank;
   $("views").replaceChildren(...given.views.map(choice));
   render();
 }
@@ -51,7 +67,7 @@ export function fit(given, adapters) {
 function choice(view) {
   const frozen = view.name === FROZEN;
   const part = share(view.name);
-  const about = frozen ? "The model as it came" :
+  const about = frozen ? "The model without an adapter" :
     [view.method, view.trained && `${short(view.trained)} trained${part ? ` (${percent(part, 2)})` : ""}`].filter(Boolean).join(" · ");
   const input = h("input", { type: "radio", name: "view", value: view.name });
   input.addEventListener("change", () => {
@@ -79,4 +95,9 @@ export function render() {
   $("compare-row").hidden = !canCompare();
   $("compare").checked = comparing();
   if (document.activeElement !== $("exclude")) $("exclude").value = state.exclude;
+  const why = obstacle();
+  $("rerank").disabled = why !== "";
+  $("rerank-row").classList.toggle("off", why !== "");
+  $("rerank").checked = state.rerank && !why;
+  $("rerank-about").textContent = why || "The model judges each of them together with the words. Slower.";
 }

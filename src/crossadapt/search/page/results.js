@@ -96,8 +96,10 @@ function changes(answer, was) {
 function said(answer, total) {
   const of = answer.passing < total ? `${count(answer.passing)} that pass the filters` : plural(total, "item");
   const how = answer.plan === "index" ? `index, ${count(answer.searched)} compared` : answer.plan;
+  const judged = answer.hits.filter((hit) => hit.match !== null).length;
+  const second = judged ? ` · ${count(judged)} re-ranked in ${milliseconds(answer.took_ms.rerank)}` : "";
   return [h("strong", {}, plural(answer.hits.length, "hit")), ` of ${of}`,
-    h("span", { class: "aside" }, ` · ${milliseconds(answer.took_ms.total)} · ${how}`)];
+    h("span", { class: "aside" }, ` · ${milliseconds(answer.took_ms.total)} · ${how}${second}`)];
 }
 
 // --- cards that travel -------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 export const PAGE = 24;
 const START = {
   collection: "", q: "", like: "", exclude: "", weight: 0.5, view: "", strength: 1, compare: false,
-  k: PAGE, facets: {}, ranges: {}, expression: "", item: "",
+  rerank: false, k: PAGE, facets: {}, ranges: {}, expression: "", item: "",
 };
 
 export const state = { ...structuredClone(START), picture: null };
@@ -79,6 +79,7 @@ export function address(given) {
   put("view", given.view, "");
   put("s", given.strength, START.strength);
   put("compare", given.compare ? "1" : "", "");
+  put("rerank", given.rerank ? "1" : "", "");
   put("k", given.k, PAGE);
   put("filter", given.expression, "");
   for (const [name, values] of Object.entries(given.facets)) {
@@ -105,6 +106,7 @@ function parse(query) {
   found.view = query.get("view") ?? "";
   found.strength = number("s", 1, 0, 1);
   found.compare = query.get("compare") === "1";
+  found.rerank = query.get("rerank") === "1";
   found.k = Math.round(number("k", PAGE, 1, 1000));
   found.expression = query.get("filter") ?? "";
   found.item = query.get("item") ?? "";
