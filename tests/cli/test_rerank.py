@@ -83,3 +83,20 @@ def test_refused_without_a_fusion_tower(trained: Path, photos: Path, capsys) -> 
     args = ["evaluate", "--data", str(photos), "--adapter", str(trained), "--rerank", "4"]
     assert main(args) == 1
     assert "fusion tower" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", [[], ["--json"]], ids=["table", "json"])
+def test_a_search_is_refused_without_a_fusion_tower(
+    output: list[str], trained: Path, photos: Path, tmp_path: Path, capsys
+) -> None:
+    store = ["--store", str(tmp_path / "store")]
+    index = ["index", str(photos), "--collection", "c", "--adapter", str(trained), *store]
+    assert main([*index, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["search", "c", "a red square", *store, "--rerank", "4", *output]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "re-ranking needs a backbone with a fusion tower, tiny:clip has none" in err
+    assert "use a BLIP backbone" in err
+    # Without the option the same collection answers.
+    assert main(["search", "c", "a red square", *store, *output]) == 0
