@@ -27,11 +27,12 @@ SUITE = "retrieval"
 PARTS = {"openmoji": "Pictures: OpenMoji", "clips": "Videos: generated clips"}
 EARLIER = {"openmoji": "openmoji", "clips": "clips"}
 """Folder of docs/results with the comparison whose rows are shared."""
+PROBE, CHANCE = "order_probe", 50.0
 COLUMNS = {
     "text_to_image.r1": "text → item R@1",
     "text_to_image.r10": "R@10",
     "image_to_text.r1": "item → text R@1",
-    "order_probe": "order probe",
+    PROBE: "order probe",
 }
 GUESS, SHARED = "†", "‡"
 NO_COSTS = "no costs measured yet"
@@ -262,12 +263,26 @@ def useless(record: Record) -> str:
     return ", ".join(rows) if rows else "none"
 
 
+def ordered(record: Record) -> str:
+    """Methods that know what comes first: the order probe's whole interval is above chance."""
+    rows = trained_rows(record)
+    if PROBE not in rows[0]["metrics"]:
+        return "nothing to tell, pictures have no order"
+    found = [
+        f"{name_of(row, record)} {interval(row['metrics'][PROBE])}"
+        for row in rows
+        if (row["metrics"][PROBE]["low"] or 0) > CHANCE
+    ]
+    return ", ".join(found) if found else "none"
+
+
 QUESTIONS: dict[str, Callable[[Record], str]] = {
     "best": best,
     "smallest": smallest,
     "fastest": fastest,
     "leanest": leanest,
     "no-gain": useless,
+    "order": ordered,
 }
 _BLOCK = re.compile(r"(<!-- measured: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.S)
 

@@ -79,6 +79,20 @@ def test_choices_are_made_among_those_not_worse_than_the_best(record) -> None:
     assert pages.useless(record) == "`none` †, `full` (failed)"
 
 
+def test_who_knows_what_comes_first(record) -> None:
+    assert pages.ordered(record) == "none"
+    probes = {"best": (60.0, 55.0, 65.0), "cheap": (60.0, 49.0, 71.0), "none": (62.0, None, None)}
+    for each in record["rows"]:
+        if each["method"] in probes:
+            values = zip(("estimate", "low", "high"), probes[each["method"]], strict=True)
+            each["metrics"][PROBE] = dict(values)
+    # An interval that holds chance says nothing, nor does a single seed, which has none.
+    assert pages.ordered(record) == "`best` 60.0 [55.0, 65.0]"
+    for each in record["rows"]:
+        del each["metrics"][PROBE]
+    assert pages.ordered(record) == "nothing to tell, pictures have no order"
+
+
 def test_one_seed_has_no_interval_and_no_equals(record) -> None:
     for each in record["rows"]:
         for values in each["metrics"].values():
