@@ -3,11 +3,11 @@
 - ``docs/results/retrieval.md`` is written whole;
 - in ``docs/which-method.md`` the parts between ``<!-- measured: … -->`` and ``<!-- end -->`` are.
 
-The JSON is what ``crossadapt compare --suite retrieval`` writes as ``PART/comparison.json``, put at
-``docs/results/retrieval/PART.json``. Settings that a comparison of the same data, backbone and
-settings has measured already (`EARLIER`) need not be trained twice: their rows are taken from it.
-What training costs comes from a run of its own, ``PART-costs.json``: the same suite with one epoch,
-one process after another on one machine. A number on these pages comes from there or is not there.
+The JSON is what ``crossadapt compare --suite retrieval`` writes as ``PART/comparison.json``. It may
+come in several documents of the same data, backbone and settings: the comparison that stands in
+`EARLIER`, and those in ``docs/results/retrieval/PART/``. What training costs comes from a run of
+its own, ``PART-costs.json``: the same suite with one epoch, one process after another on one
+machine. A number on these pages comes from there or is not there.
 
 `results.py` writes and checks them.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ COLUMNS = {
     "image_to_text.r1": "item → text R@1",
     PROBE: "order probe",
 }
-GUESS, SHARED = "†", "‡"
+GUESS = "†"
 NO_COSTS = "no costs measured yet"
 HEAD = """\
 # Retrieval methods side by side
@@ -59,48 +59,60 @@ Record = Mapping[str, Any]
 
 
 def records(root: Path = ROOT) -> dict[str, Record | None]:
-    """The comparison of each part, with shared rows and costs; None where there is none yet."""
+    """The comparison of each part, with its costs; None where there is none yet."""
     folder = root / "docs" / "results"
     found: dict[str, Record | None] = {}
     for part, earlier in EARLIER.items():
-        record = _read(folder / SUITE / f"{part}.json")
-        shared = _read(folder / earlier / "comparison.json")
-        if shared is not None:
-            record = shared if record is None else joined(record, shared)
-        if record is not None:
-            record = priced(record, _read(folder / SUITE / f"{part}-costs.json"))
-            record = {**record, "waiting": waiting(record, part)}
-        found[part] = record
+        files = [
+            folder / earlier / "comparison.json",
+            *sorted((folder / SUITE / part).glob("*.json")),
+        ]
+        documents = [record for file in files if (record := _read(file)) is not None]
+        if not documents:
+            found[part] = None
+            continue
+        record = priced(joined(documents), _read(folder / SUITE / f"{part}-costs.json"))
+        found[part] = planned(record, part)
     return found
 
 
-def joined(record: Record, earlier: Record) -> Record:
-    """The record with the rows that only an earlier comparison of the same settings has.
+def joined(documents: Sequence[Record]) -> Record:
+    """One record of several comparisons; of a method that is in more than one, the first.
 
     Raises:
-        ValueError: the two do not have the same settings.
+        ValueError: they do not have the same settings.
     """
-    for name in ("data", "backbone", "settings", "task_options"):
-        if record["config"].get(name) != earlier["config"].get(name):
-            raise ValueError(f"{record['title']}: {name} differs from the earlier comparison")
-    own = {row["method"] for row in record["rows"]}
-    rows = [row for row in earlier["rows"] if row["method"] not in own]
-    shared = {row["method"] for row in rows}
-    notes = [note for note in earlier["notes"] if note.partition(": ")[0] in shared]
+    first, *others = documents
+    rows, notes, ran = list(first["rows"]), list(first["notes"]), [_ran(first, first["rows"])]
+    failures = list(first["failures"])
+    for other in others:
+        for name in ("data", "backbone", "settings", "task_options"):
+            if first["config"].get(name) != other["config"].get(name):
+                raise ValueError(f"{other['title']}: {name} differs from the first comparison")
+        known = {row["method"] for row in rows}
+        new = [row for row in other["rows"] if row["method"] not in known]
+        named = {row["method"] for row in new}
+        rows += new
+        notes += [note for note in other["notes"] if note.partition(": ")[0] in named]
+        failures += other["failures"]
+        ran.append(_ran(other, new))
     return {
-        **record,
-        "rows": sorted([*record["rows"], *rows], key=lambda row: row["trained"] > 0),
-        "notes": [*record["notes"], *notes],
-        "earlier": {**earlier, "rows": rows},
+        **first,
+        "rows": rows,
+        "notes": notes,
+        "failures": failures,
+        "ran": ran,
     }
 
 
-def waiting(record: Record, part: str) -> list[str]:
-    """Settings of the suite that the record has neither as a row nor as a failure."""
-    known = {row["method"] for row in record["rows"]}
-    known |= {failure["method"] for failure in record.get("failures", [])}
+def planned(record: Record, part: str) -> Record:
+    """The record with what the suite says: which rates are tuned, who is left out or missing."""
     (suite,) = read_suite(SUITE, [part])
-    return [method for method in suite.recipe["methods"] if method not in known]
+    known = {row["method"] for row in record["rows"]}
+    known |= {failure["method"] for failure in record["failures"]}
+    waiting = [method for method in suite.recipe["methods"] if method not in known]
+    config = {**record["config"], "tuned": suite.tuned, "left_out": suite.leave_out}
+    return {**record, "config": config, "waiting": waiting}
 
 
 def priced(record: Record, costs: Record | None) -> Record:
@@ -116,10 +128,7 @@ def priced(record: Record, costs: Record | None) -> Record:
 
 def missing(part: str) -> str:
     """What stands where numbers are not there yet."""
-    return (
-        f"*Not measured yet: no `docs/results/{SUITE}/{part}.json`. "
-        f"`crossadapt compare --suite {SUITE} --only {part}` makes it.*"
-    )
+    return f"*Not measured yet: `crossadapt compare --suite {SUITE} --only {part}` does it.*"
 
 
 def interval(values: Record) -> str:
@@ -132,11 +141,7 @@ def name_of(row: Record, record: Record) -> str:
     """The method as it was named, marked where its learning rate is a guess."""
     tuned = record["config"].get("tuned")
     guess = tuned is not None and row["trained"] and row["method"] not in tuned
-    shared = row["method"] in {
-        other["method"] for other in record.get("earlier", {}).get("rows", [])
-    }
-    marks = [GUESS] * bool(guess) + [SHARED] * shared
-    return " ".join([f"`{row['method']}`", *marks])
+    return f"`{row['method']}`" + (f" {GUESS}" if guess else "")
 
 
 def table(record: Record) -> str:
@@ -161,12 +166,11 @@ def remarks(record: Record) -> str:
     """What must be known to read the table."""
     config, versions = record["config"], record["versions"]
     found = [
-        f"Backbone `{config['backbone']}`, protocol `{record['protocol']}`, {_ran(record)}; in "
-        f"brackets the 95 % t interval over seeds. torch {versions['torch']}, "
-        f"transformers {versions['transformers']}."
+        f"Backbone `{config['backbone']}`, protocol `{record['protocol']}`; in brackets "
+        f"the 95 % t interval over seeds. torch {versions['torch']}, "
+        f"transformers {versions['transformers']}.",
+        *(f"{ran}." for ran in record["ran"]),
     ]
-    if record.get("earlier"):
-        found.append(f"{SHARED} {_ran(record['earlier'])}, in a comparison with the same settings.")
     if record.get("costs"):
         found.append(f"Seconds and MiB: {_ran(record['costs'])}.")
     if record.get("waiting"):
@@ -323,10 +327,12 @@ def _has_costs(record: Record) -> bool:
     return all(row["seconds"] for row in trained_rows(record))
 
 
-def _ran(record: Record) -> str:
+def _ran(record: Record, rows: Sequence[Record] = ()) -> str:
     config = record["config"]
     seeds, threads = ", ".join(map(str, config["seeds"])), config["threads"]
-    return f"seeds {seeds}, {config['precision']}, threads {threads}"
+    names = ", ".join(f"`{row['method']}`" for row in rows if row["trained"])
+    said = f"seeds {seeds}, {config['precision']}, threads {threads}"
+    return f"{names}: {said}" if names else said
 
 
 def _line(cells: list[str]) -> str:

@@ -46,7 +46,7 @@ def record():
             Failure("cheap", "x", [3]),
         ],
     )
-    return json.loads(json.dumps(comparison.to_dict()))
+    return {**json.loads(json.dumps(comparison.to_dict())), "ran": ["seeds 0, 1, 2"]}
 
 
 def test_the_table_has_every_row_with_its_interval_and_its_mark(record) -> None:
@@ -135,23 +135,21 @@ def settings(record, **changed):
     return {**record, "config": {**record["config"], **common, **changed}}
 
 
-def test_rows_of_an_earlier_comparison_are_shared_and_marked(record) -> None:
+def test_comparisons_of_the_same_settings_are_joined_and_told_apart(record) -> None:
     rows = {row["method"]: row for row in record["rows"]}
-    ours = settings({**record, "rows": [rows["zero-shot"], rows["best"]], "notes": ["best: own."]})
-    earlier = settings(record, seeds=[3, 4], precision="bf16")
-    earlier["notes"] = ["best: left out.", "cheap: a note of it."]
-    found = pages.joined(ours, earlier)
+    first = settings({**record, "rows": [rows["zero-shot"], rows["best"]], "notes": ["best: own."]})
+    other = settings(record, seeds=[3, 4], precision="bf16")
+    other["notes"] = ["best: left out.", "cheap: a note of it."]
+    found = pages.joined([first, other])
     names = [row["method"] for row in found["rows"]]
     assert names == ["zero-shot", "best", "near:lr=1e-3", "cheap", "none"]
-    lines = pages.table(found).splitlines()
-    assert lines[3].startswith("| `best` | ")
-    assert lines[4].startswith("| `near:lr=1e-3` † ‡ | ")
     said = pages.remarks(found)
-    assert "- ‡ seeds 3, 4, bf16, threads 1, in a comparison with the same settings." in said
+    assert "- `best`: seeds 0, 1, 2, fp32, threads 1." in said
+    assert "- `near:lr=1e-3`, `cheap`, `none`: seeds 3, 4, bf16, threads 1." in said
     assert "- cheap: a note of it." in said
     assert "left out" not in said
     with pytest.raises(ValueError, match="settings differs"):
-        pages.joined(ours, settings(record, settings={"epochs": 3}))
+        pages.joined([first, settings(record, settings={"epochs": 3})])
 
 
 def test_costs_come_from_one_run_or_are_not_there(record) -> None:
@@ -171,19 +169,21 @@ def test_costs_come_from_one_run_or_are_not_there(record) -> None:
 def test_what_the_suite_names_and_nobody_measured_is_said(record) -> None:
     record["rows"].append({**record["rows"][-1], "method": "coop:lr=1e-2"})
     record["failures"].append({"method": "maple:lr=3e-3", "reason": "x", "seeds": [0]})
-    left = pages.waiting(record, "openmoji")
-    assert "vpt:lr=1e-2" in left
-    assert "coop:lr=1e-2" not in left
-    assert "maple:lr=3e-3" not in left
+    found = pages.planned(record, "openmoji")
+    assert "vpt:lr=1e-2" in found["waiting"]
+    assert "coop:lr=1e-2" not in found["waiting"]
+    assert "maple:lr=3e-3" not in found["waiting"]
     assert "- **Not measured yet**: `vpt`." in pages.remarks({**record, "waiting": ["vpt"]})
+    assert found["config"]["tuned"] == ("cross-modal-adapter:lr=1.5e-3",)
+    assert set(found["config"]["left_out"]) >= {"hada", "tip-adapter"}
 
 
 def test_new_json_makes_new_pages(record, tmp_path) -> None:
-    folder = tmp_path / "docs" / "results" / "retrieval"
+    folder = tmp_path / "docs" / "results" / "retrieval" / "openmoji"
     folder.mkdir(parents=True)
-    (folder / "openmoji.json").write_text(json.dumps(record))
+    (folder / "all.json").write_text(json.dumps(record))
     (tmp_path / "docs" / "which-method.md").write_text("<!-- measured: best -->\n<!-- end -->\n")
     found = {path.name: text for path, text in pages.pages(tmp_path).items()}
     assert "`near:lr=1e-3` †" in found["retrieval.md"]
-    assert "Not measured yet" in found["retrieval.md"]  # the clips
-    assert "`best`: R@1 21.0" in found["which-method.md"]
+    assert "Not measured yet: `crossadapt" in found["retrieval.md"]  # the clips
+    assert "`best` †: R@1 21.0" in found["which-method.md"]
