@@ -41,8 +41,8 @@ from crossadapt.evaluation.inputs import (
 )
 
 Similarity = Literal["cosine", "dot"]
-DEFAULT_BLOCK = 2048 * 1280
-"""Scores held at once: 10 MiB of float32, which stay in the processor's cache."""
+DEFAULT_BLOCK = 1024 * 5120
+"""Scores held at once: 20 MiB of float32."""
 
 
 @dataclass(frozen=True, eq=False)
