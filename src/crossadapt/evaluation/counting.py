@@ -169,9 +169,10 @@ def _tile(
         return in_columns
 
     parts = spread(part, range(0, len(scores), _PART))
-    first.settle(scores, *in_rows, mine, theirs)
+    first.settle(scores, in_rows[0], in_rows[1], mine, theirs)
     if second is not None:
-        second.settle(scores.T, *np.sum(parts, axis=0, dtype=np.int64), theirs, mine)
+        in_columns = np.add.reduce(np.stack(parts), axis=0, dtype=np.int64)
+        second.settle(scores.T, in_columns[0], in_columns[1], theirs, mine)
 
 
 def _in_rows(truth: np.ndarray) -> np.ndarray:
