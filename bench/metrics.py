@@ -33,9 +33,10 @@ BOUND = (
     "a fifth to a quarter of the product, since numpy compares some two thousand million numbers "
     "a second and core. Unit rows, own pairs and undecided pairs are a seventh. Tried: tiles of "
     "1280 columns (their comparisons take half as long again), tiles of 512 to 2048 rows (the "
-    "product in more calls), thresholds folded into the product as one more column (no faster in "
-    "rows of 5,000). Thought through: a first pass in bfloat16, whose error bound leaves a hundred "
-    "times as many pairs undecided."
+    "product in more calls). Not built: thresholds folded into the product as one more column (a "
+    "comparison with one number is no faster in rows of 5,000), and a first pass in "
+    "bfloat16, whose "
+    "error bound leaves a hundred times as many pairs undecided."
 )
 """Where the time beside the product goes, profiled with one thread."""
 SAME = 0.05
