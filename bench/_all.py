@@ -19,14 +19,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PLACES = dict.fromkeys(("search", "search_million", "index_resume", "serve_load"), "search")
 """Folder of docs/results for what a bench writes, where it is not ``speed``."""
-PRINTS_ONLY = ("frame_cache", "train_step")
+PRINTS_ONLY = ("frame_cache",)
 SMALL = {
     "index_resume": ["--items", "200", "--kills", "1"],
     "serve_load": ["--seconds", "2", "--connections", "4", "--rows", "50"],
     "frame_cache": [
         *("--videos", "1", "--size", "160", "120", "--seconds", "2", "--rounds", "1"),
     ],
-    "train_step": ["--rounds", "1", "--batch", "4"],
 }
 """Options of a small run, where they are not ``--smoke``."""
 

@@ -125,6 +125,7 @@ def claim(
     at_least: float | None = None,
     at_most: float | None = None,
     note: str = "",
+    missed: str = "",
 ) -> dict[str, Any]:
     """One line of the results: the ratio of two sides, round by round.
 
@@ -134,7 +135,8 @@ def claim(
         names: of the two sides.
         unit: ``"s"``, ``"MiB"``, ``"images/s"``.
         at_least, at_most: the target of the ratio; give one.
-        note: what bounds it, or what else a reader must know.
+        note: what a reader must know in any case.
+        missed: what bounds it and what was tried; part of the note where the target is missed.
 
     Returns:
         A document; ``ratio`` is the median of the rounds' ratios and ``range`` their least and
@@ -153,5 +155,5 @@ def claim(
         "rounds": len(ratios),
         "target": {"at_least": at_least} if at_least is not None else {"at_most": at_most},
         "met": met,
-        "note": note,
+        "note": " ".join(part for part in (note, "" if met else missed) if part),
     }

@@ -20,13 +20,21 @@ import urllib.parse
 import urllib.request
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import _model
 import _record
+from _sides import claim
 
 CLI = [sys.executable, "-m", "crossadapt.cli.main"]
 _HELP, _OVER_TORCH, _FIRST = 0.3, 1.5, 0.5
+_IMPORTS = (
+    "Of what is imported beside torch, lancedb takes a third (three fifths of that are the request "
+    "models of its lance_namespace, which every import of it builds) and transformers most of the "
+    "rest (its model classes import its generation code and torch.distributed.tensor, which "
+    "imports sympy). No smaller entry was found and nothing was cut. Left out: stand-ins in "
+    "sys.modules, which "
+    "could change what a user's own code finds there."
+)
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> float:
@@ -62,22 +70,6 @@ def first_answer(store: Path, environment: dict[str, str]) -> float:
         server.wait()
 
 
-def figure(what: str, measured: list[float], target: float, note: str = "") -> dict[str, Any]:
-    """One claim about seconds, not a ratio."""
-    middle = statistics.median(measured)
-    return {
-        "claim": what,
-        "sides": ["crossadapt"],
-        "unit": "s",
-        "medians": [round(middle, 3)],
-        "range": [round(min(measured), 3), round(max(measured), 3)],
-        "rounds": len(measured),
-        "target": {"at_most": target},
-        "met": middle <= target,
-        "note": note,
-    }
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,16 +99,40 @@ def main() -> None:
                 for name, value in now.items():
                     found[name].append(value)
     over = [a - b for a, b in zip(found["search"], found["torch"], strict=True)]
-    torch_note = f"import torch takes {statistics.median(found['torch']):.2f} s beside it"
+    torch_note = f"`import torch` takes {statistics.median(found['torch']):.2f} s beside it."
     _record.finish(
         {
             "machine": machine,
             "command": f"python bench/startup.py --rounds {rounds}",
             "versions": {name: version(name) for name in ("torch", "transformers", "lancedb")},
             "claims": [
-                figure("crossadapt --help", found["help"], _HELP),
-                figure("crossadapt search, over import torch", over, _OVER_TORCH, torch_note),
-                figure("server's first answer after it is ready", found["first"], _FIRST),
+                claim(
+                    f"{what} against {limit:g} s",
+                    times,
+                    [limit] * rounds,
+                    names=("ours", "limit"),
+                    unit="s",
+                    at_most=1.0,
+                    note=note,
+                    missed=missed,
+                )
+                for what, times, limit, note, missed in (
+                    ("crossadapt --help", found["help"], _HELP, "", "Bound by Python's start."),
+                    (
+                        "crossadapt search, over import torch,",
+                        over,
+                        _OVER_TORCH,
+                        torch_note,
+                        _IMPORTS,
+                    ),
+                    (
+                        "server's first answer after it is ready",
+                        found["first"],
+                        _FIRST,
+                        "",
+                        "Not profiled.",
+                    ),
+                )
             ],
             "floor": [
                 {"what": "import torch", "value": statistics.median(found["torch"]), "unit": "s"}

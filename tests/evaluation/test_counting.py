@@ -83,11 +83,11 @@ def test_block_scores_are_those_of_the_pairs():
 
 
 def test_counts_of_rows_and_columns():
-    truth = np.random.default_rng(0).random((counting._STRIP, counting._COLUMNS)) < 0.99
+    truth = np.random.default_rng(0).random((counting._PART, counting._COLUMNS)) < 0.99
     assert counting._in_rows(truth).tolist() == truth.sum(1).tolist()
     assert counting._in_columns(truth).tolist() == truth.sum(0).tolist()
-    every = np.ones((255, 8 * 255), bool)
-    assert set(counting._in_rows(every)) == {8 * 255}
+    every = np.ones((255, counting._COLUMNS), bool)
+    assert set(counting._in_rows(every)) == {counting._COLUMNS}
     assert set(counting._in_columns(every)) == {255}
 
 
@@ -95,6 +95,8 @@ def test_tiles_strips_and_threads_do_not_change_the_result(monkeypatch):
     texts, images, text_codes, image_codes = problem("nearly level")
     one = rank_both(texts, images, text_codes, image_codes)
     monkeypatch.setattr(counting, "_STRIP", 7)
+    monkeypatch.setattr(counting, "_PART", 20)
+    monkeypatch.setattr(counting, "_RUN", 16)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     many = rank_both(texts, images, text_codes, image_codes, block=3000)
     for side, other in zip(one, many, strict=True):

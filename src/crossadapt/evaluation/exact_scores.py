@@ -12,8 +12,10 @@ import numpy as np
 from crossadapt.errors import UserError
 from crossadapt.parallel import spread
 
-_PAIRS = 1024
+_PAIRS = 128
 """Pairs multiplied at once: their rows stay in the processor's cache."""
+_SHARE = 16 * _PAIRS
+"""Pairs that one thread scores with the same piece of memory."""
 _MANY = 4096
 """Pairs of a group above which a matrix product finds them faster than one by one."""
 _HELD = 2**20
@@ -24,14 +26,21 @@ def pair_scores(
 ) -> np.ndarray:
     """Scores, float32 (P,), of ``left[rows]`` with ``right[columns]``, pair by pair."""
 
-    def some(start: int) -> np.ndarray:
-        part = slice(start, start + _PAIRS)
-        # Products of two float32 are exact in float64.
-        product = np.multiply(left[rows[part]], right[columns[part]], dtype=np.float64)
-        return np.add.reduce(product, axis=1).astype(np.float32)
+    found = np.empty(len(rows), np.float32)
 
-    found = spread(some, range(0, len(rows), _PAIRS))
-    return np.concatenate([np.empty(0, np.float32), *found])
+    def some(first: int) -> None:
+        last = min(first + _SHARE, len(rows))
+        held = np.empty((min(_PAIRS, len(rows)), left.shape[1]))
+        for start in range(first, last, _PAIRS):
+            part = slice(start, min(start + _PAIRS, last))
+            product = held[: part.stop - start]
+            product[...] = left[rows[part]]
+            # Products of two float32 are exact in float64.
+            product *= right[columns[part]]
+            found[part] = np.add.reduce(product, axis=1)
+
+    spread(some, range(0, len(rows), _SHARE))
+    return found
 
 
 def block_scores(left: np.ndarray, right: np.ndarray) -> np.ndarray:

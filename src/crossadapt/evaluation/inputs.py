@@ -15,7 +15,9 @@ Groups = Any  # N hashable names: a list, a numpy array or a torch tensor
 _ROWS = 64
 """Rows scaled at once: they stay in the processor's cache from the first step to the last."""
 _PART = 64 * _ROWS
-"""Rows that one thread scales with the same piece of memory."""
+"""Rows that one thread scales."""
+_SAFE = (1e-25, 1e37)
+"""Between these, a sum of squares has neither overflowed nor lost much to underflow."""
 
 
 def as_matrix(features: Features, name: str) -> np.ndarray:
@@ -44,8 +46,10 @@ def as_matrix(features: Features, name: str) -> np.ndarray:
         )
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
-    # NaN and infinity survive in the largest or the least; no mask of the whole matrix is made.
-    bad = ~(np.isfinite(array.max(axis=1)) & np.isfinite(array.min(axis=1)))
+    # NaN and infinity survive in a sum; finite numbers can overflow there, so look again.
+    with np.errstate(over="ignore", invalid="ignore"):
+        bad = ~np.isfinite(np.add.reduce(array, axis=1))
+    bad[bad] = ~np.isfinite(array[bad]).all(axis=1)
     if bad.any():
         raise UserError(
             f"{name} hold NaN or infinity in {int(bad.sum())} of {len(array)} rows",
@@ -102,23 +106,35 @@ def unit_rows(matrix: np.ndarray, name: str) -> np.ndarray:
     found = np.empty_like(matrix)
 
     def some(first: int) -> None:
-        held = np.empty((min(_ROWS, len(matrix)), matrix.shape[1]), np.float32)
         last = min(first + _PART, len(matrix))
+        held = np.empty((min(_ROWS, len(matrix)), matrix.shape[1]), np.float32)
         for start in range(first, last, _ROWS):
-            part, out = matrix[start : min(start + _ROWS, last)], found[start : start + _ROWS]
-            out = out[: len(part)]
-            squares = held[: len(part)]
-            largest = np.maximum(part.max(axis=1), -part.min(axis=1))[:, None]
-            if not largest.all():
-                raise UserError(
-                    f"{name} hold a row of zeros, which has no direction",
-                    where=f"row {start + int((largest[:, 0] == 0).argmax())}",
-                    fix="drop that item, or rank by similarity='dot'",
-                )
-            # Scaling by the largest entry first keeps the squares inside float32.
-            np.divide(part, largest, out=out)
-            np.square(out, out=squares)
-            out /= np.sqrt(np.add.reduce(squares, axis=1))[:, None]
+            rows = slice(start, min(start + _ROWS, last))
+            part, out = matrix[rows], found[rows]
+            # Row by row, whatever its neighbours are: equal rows stay equal.
+            with np.errstate(over="ignore"):
+                squares = np.add.reduce(np.square(part, out=held[: len(part)]), axis=1)
+            safe = (squares > _SAFE[0]) & (squares < _SAFE[1])
+            lengths = np.sqrt(np.where(safe, squares, 1))
+            np.divide(part, lengths[:, None], out=out)
+            if not safe.all():
+                out[~safe] = _scaled(part[~safe], name, start + np.flatnonzero(~safe))
 
     spread(some, range(0, len(matrix), _PART))
     return found
+
+
+def _scaled(part: np.ndarray, name: str, numbers: np.ndarray) -> np.ndarray:
+    """`unit_rows` of rows whose squares do not fit into float32; `numbers` are those of the rows.
+
+    Scaling by the largest entry first keeps the squares inside float32.
+    """
+    largest = np.abs(part).max(axis=1, keepdims=True)
+    if not largest.all():
+        raise UserError(
+            f"{name} hold a row of zeros, which has no direction",
+            where=f"row {int(numbers[largest[:, 0] == 0][0])}",
+            fix="drop that item, or rank by similarity='dot'",
+        )
+    part = part / largest
+    return part / np.sqrt(np.add.reduce(np.square(part), axis=1, keepdims=True))

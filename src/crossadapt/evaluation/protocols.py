@@ -34,6 +34,7 @@ from crossadapt.evaluation.metrics import (
 )
 from crossadapt.evaluation.ranks import (
     DEFAULT_BLOCK,
+    STRIPE_BLOCK,
     Ranks,
     Similarity,
     rank_both,
@@ -141,7 +142,7 @@ def evaluate_scores(
     protocol: str = "pairs",
     *,
     similarity: str,
-    block: int = DEFAULT_BLOCK,
+    block: int = STRIPE_BLOCK,
 ) -> RetrievalResult:
     """`evaluate` for a similarity that is no product of two vectors.
 

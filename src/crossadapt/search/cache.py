@@ -13,8 +13,9 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from crossadapt.data.files import cache_dir
 from crossadapt.errors import UserError
 from crossadapt.files import make_folder, write_failure
 from crossadapt.search.card import FILTERABLE, Card, attribute_column, vector_column
+from crossadapt.search.pruning import Head, directions, heads
 from crossadapt.search.store.protocol import StoredTable
 
 _READY = "ready.json"
@@ -39,6 +41,8 @@ class CachedRows:
     """View to float32 (N, D), mapped; zeros where a row has no vector in that view."""
     present: dict[str, np.ndarray]
     """View to the numbers of the rows that have a vector, int64; only views that miss some."""
+    heads: dict[str, Head] = field(default_factory=dict)
+    """View to what `pruning` reads first; only large views where that is worth it."""
 
     def __len__(self) -> int:
         return self.rows.num_rows
@@ -88,14 +92,16 @@ def _open(folder: Path, card: Card) -> CachedRows | None:
         ready = json.loads((folder / _READY).read_text(encoding="utf-8"))
         with pa.memory_map(str(folder / "rows.arrow")) as file:
             rows = pa.ipc.open_file(file).read_all()
-        vectors, present = {}, {}
+        vectors, present, leading = {}, {}, {}
         for view in card.view_names:
             vectors[view] = _mapped(folder / f"{view}.f32", ready["rows"], card.dim)
             if ready["missing"][view]:
                 present[view] = np.load(folder / f"{view}.present.npy")
+            if view in ready.get("longest", {}):
+                leading[view] = _head(folder, view, ready)
     except (OSError, ValueError, KeyError):
         return None
-    return CachedRows(rows, vectors, present) if rows.num_rows == ready["rows"] else None
+    return CachedRows(rows, vectors, present, leading) if rows.num_rows == ready["rows"] else None
 
 
 def _mapped(path: Path, rows: int, dim: int) -> np.ndarray:
@@ -104,6 +110,27 @@ def _mapped(path: Path, rows: int, dim: int) -> np.ndarray:
     if not rows:
         return np.empty((0, dim), np.float32)
     return np.memmap(path, np.float32, "r", shape=(rows, dim))
+
+
+def _head(folder: Path, view: str, ready: dict[str, Any]) -> Head:
+    basis = np.load(folder / f"{view}.basis.npy")
+    rows = _mapped(folder / f"{view}.head.f32", ready["rows"], basis.shape[1])
+    tails = _mapped(folder / f"{view}.tail.f32", ready["rows"], 1)[:, 0]
+    return Head(basis, rows, tails, ready["longest"][view])
+
+
+def _write_head(aside: Path, view: str, vectors: np.ndarray) -> float | None:
+    """Write what `pruning` reads first; the longest length, or None where it is not worth it."""
+    basis = directions(vectors)
+    if basis is None:
+        return None
+    np.save(aside / f"{view}.basis.npy", basis)
+    lengths: list[float] = []
+    with (aside / f"{view}.head.f32").open("wb") as h, (aside / f"{view}.tail.f32").open("wb") as t:
+        for head, tails in heads(vectors, basis, lengths.append):
+            h.write(head.data)
+            t.write(tails.data)
+    return max(lengths)
 
 
 def _build(folder: Path, card: Card, table: StoredTable) -> None:
@@ -150,7 +177,13 @@ def _write(aside: Path, card: Card, table: StoredTable) -> None:
     for view, numbers in gone.items():
         if len(numbers):
             np.save(aside / f"{view}.present.npy", np.setdiff1d(np.arange(count), numbers))
-    ready = {"rows": count, "missing": {view: len(m) for view, m in gone.items()}}
+    longest = {}
+    for view in views:
+        length = _write_head(aside, view, _mapped(aside / f"{view}.f32", count, card.dim))
+        if length is not None:
+            longest[view] = length
+    missing_counts = {view: len(m) for view, m in gone.items()}
+    ready = {"rows": count, "missing": missing_counts, "longest": longest}
     (aside / _READY).write_text(json.dumps(ready), encoding="utf-8")
 
 

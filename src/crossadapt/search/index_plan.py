@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossadapt.errors import UserError
+from crossadapt.search import pruning
 from crossadapt.search.arrow import pc
 from crossadapt.search.card import FROZEN, Card, vector_column
 from crossadapt.search.exact import BLOCK, FEW_QUERIES, Block, blocks, masked, scores, top, unit
@@ -136,11 +137,16 @@ def _in_memory(
     few = len(queries) <= FEW_QUERIES
     # Many queries: scores that stay in the processor's cache. Few: work for several threads.
     size = 8 * BLOCK if few and not mixed else BLOCK
-    if chosen is not None and count > (_DENSE_FEW if few else _DENSE_MANY) * len(cached):
+    dense = chosen is None or count > (_DENSE_FEW if few else _DENSE_MANY) * len(cached)
+    head = cached.heads.get(view)
+    if few and dense and not mixed and head is not None:
+        rows, best = _pruned(queries, vectors, head, k, chosen)
+        chosen = None
+    elif dense and chosen is not None:
         parts, chosen = masked(blocks(vectors, frozen, None, size), chosen, len(cached)), None
+        rows, best = top(queries, parts, k, strength)
     else:
-        parts = blocks(vectors, frozen, chosen, size)
-    rows, best = top(queries, parts, k, strength)
+        rows, best = top(queries, blocks(vectors, frozen, chosen, size), k, strength)
     ids = cached.rows["id"]
     result = []
     for row, values in zip(rows, best, strict=True):
@@ -148,6 +154,28 @@ def _in_memory(
         names = ids.take(pa.array(places)).to_pylist()
         result.append(Hits(names, values, plan, count, passing))
     return result
+
+
+def _pruned(
+    queries: np.ndarray, vectors: np.ndarray, head: pruning.Head, k: int, chosen: np.ndarray | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """`top` of all rows or the `chosen` ones, query by query, with the heads where they help."""
+    counted = None
+    if chosen is not None:
+        counted = np.zeros(len(vectors), bool)
+        counted[chosen] = True
+    rows, best = [], []
+    for query in queries:
+        found = pruning.best(query, vectors, head, k, counted)
+        if found is None:
+            parts: Any = blocks(vectors, None, None, 8 * BLOCK)
+            parts = parts if chosen is None else masked(parts, chosen, len(vectors))
+            (row,), (values,) = top(query[None], parts, k)
+        else:
+            row, values = found
+        rows.append(row)
+        best.append(values)
+    return rows, best
 
 
 def _by_index(
