@@ -214,7 +214,8 @@ class _Run:
             updates.seed_step(self.seed, 0, self.rank)
             batch = self.collate(next(self.task.batches(0, 0)))
             self.backbone.adapters.train()
-            there = [*self.backbone.parameters(), *self.backbone.buffers()]
+            model = self.backbone.model
+            there = [*self.trained.values(), *model.parameters(), *model.buffers()]
             budget = chunking.budget(self.device, self.world)
             choice = chunking.choose(
                 batch.pairs, budget, chunking.measure(self.encode, batch.inputs, there)
