@@ -44,6 +44,8 @@ class Progress:
     seconds: float = 0.0
     """Training time so far, over all interruptions."""
     status: str = "running"
+    chunk: int = 0
+    """Rows encoded at a time where the recipe says `auto`: chosen once, kept by a resumed run."""
 
 
 def save_checkpoint(

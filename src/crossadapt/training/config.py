@@ -29,8 +29,9 @@ class Recipe:
     """Largest global norm of the gradient; 0 leaves it alone."""
     batch_size: int = 128
     """Pairs per step over all processes; every other pair of the batch is a negative."""
-    chunk: int | None = None
-    """Rows encoded at a time by the gradient cache; unset holds the whole batch in memory."""
+    chunk: int | Literal["auto"] | None = None
+    """Rows encoded at a time by the gradient cache; unset holds the whole batch in memory, `auto`
+    as many rows as the free memory allows."""
     epochs: int = 30
     """Passes over the training data."""
     captions: Literal["one", "all"] = "one"
@@ -69,7 +70,7 @@ class Recipe:
             "warmup": 0 <= self.warmup < 1,
             "weight_decay": self.weight_decay >= 0,
             "clip": self.clip >= 0,
-            "chunk": self.chunk is None or self.chunk >= 1,
+            "chunk": self.chunk in (None, "auto") or (type(self.chunk) is int and self.chunk >= 1),
             "evaluate_every": self.evaluate_every >= 1,
             "patience": self.patience >= 0,
             "guard": self.guard >= 0,
@@ -100,7 +101,7 @@ _DOCS = {
     "warmup": "use a share from 0 up to, but not including, 1",
     "weight_decay": "use 0 or more",
     "clip": "use 0 (no clipping) or more",
-    "chunk": "use 1 or more, or leave it unset",
+    "chunk": "use 1 or more, auto, or leave it unset",
     "evaluate_every": "use 1 or more",
     "patience": "use 0 (off) or more",
     "guard": "use 0 (off) or more",

@@ -41,8 +41,9 @@ class TrainJob:
     """Passes over the training data."""
     batch_size: int | None = None
     """Pairs per step over all processes; every other pair is a negative."""
-    chunk: int | None = None
-    """Rows encoded at a time by the exact gradient cache: less memory, same result."""
+    chunk: int | Literal["auto"] | None = None
+    """Rows encoded at a time by the exact gradient cache: less memory, same result. `auto`: as
+    many as fit into half of the free memory."""
     optimiser: Literal["bert-adam", "adamw", "sgd"] | None = None
     """`bert-adam` (the paper's: no bias correction), `adamw`, or `sgd` with momentum."""
     weight_decay: float | None = None

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from crossadapt.adapters.attach import at_strength, attached, frozen, set_strength
 from crossadapt.backbones.precision import Precision, choose_precision
-from crossadapt.tasks.base import Task
-from crossadapt.training import gradient_cache, updates
+from crossadapt.tasks.base import Batch, Task
+from crossadapt.training import chunking, gradient_cache, updates
 from crossadapt.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from crossadapt.training.config import Recipe
 from crossadapt.training.events import Display, Events, Meter, format_scores, peak_memory
@@ -39,7 +39,7 @@ class FitResult:
 
     `status` is "finished", "early-stop", "below-zero-shot" (validation stayed under the frozen
     model's) or "interrupted" (saved; resume continues). `seconds` counts all attempts,
-    `peak_memory` is in MiB.
+    `peak_memory` is in MiB, `chunk` the rows encoded at a time (None: a batch at once).
     """
 
     status: str
@@ -51,6 +51,7 @@ class FitResult:
     best_step: int
     seconds: float
     peak_memory: float
+    chunk: int | None = None
 
 
 def fit(
@@ -132,6 +133,7 @@ class _Run:
         self.best = output / "checkpoints" / "best.safetensors"
         self.identity = {**recipe.identity(), "seed": seed, "precision": precision.name}
         self.prefix_cache = True
+        self.chunk: int | None = None
         self.progress = Progress()
 
     def train(self, *, resume: bool, quiet: bool) -> FitResult:
@@ -156,6 +158,7 @@ class _Run:
             if not resumed:
                 self.begin()
             self.cache_prefix()
+            self.settle_chunk()
             meter = Meter(self.total)
             while progress.status == "running":
                 epoch, start = divmod(progress.step, self.per_epoch)
@@ -201,23 +204,51 @@ class _Run:
             self.events.add("prefix", self.progress.step, **found.facts())
             self.display.say(found.sentence())
 
+    def settle_chunk(self) -> None:
+        """How many rows are encoded at a time; `auto` is decided once in the life of a run."""
+        progress = self.progress
+        if self.recipe.chunk != "auto":
+            self.chunk = self.recipe.chunk
+            return
+        if not progress.chunk:
+            updates.seed_step(self.seed, 0, self.rank)
+            batch = self.collate(next(self.task.batches(0, 0)))
+            self.backbone.adapters.train()
+            model = self.backbone.model
+            there = [*self.trained.values(), *model.parameters(), *model.buffers()]
+            budget = chunking.budget(self.device, self.world)
+            choice = chunking.choose(
+                batch.pairs, budget, chunking.measure(self.encode, batch.inputs, there)
+            )
+            progress.chunk = choice.chunk
+            if self.world > 1:
+                progress.chunk = broadcast_object_list([choice.chunk])[0]
+            self.events.add("chunk", progress.step, **choice.facts())
+            self.display.say(choice.sentence())
+        self.chunk = progress.chunk
+
+    def collate(self, rows: np.ndarray) -> Batch:
+        """This process's part of a global batch, on its device."""
+        batch = self.task.collate(np.array_split(rows, self.world)[self.rank])
+        return batch.to(str(self.device))
+
+    def encode(self, stream: str, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Features of some rows of a stream, in the run's number format."""
+        with self.precision.autocast():
+            return self.task.encode(self.backbone, stream, inputs)
+
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One update; returns loss, lr, norm of the gradient before clipping, parts of the loss."""
         progress, recipe = self.progress, self.recipe
         updates.seed_step(self.seed, progress.step, self.rank)
         lr = learning_rate(recipe, progress.step, self.per_epoch)
-        batch = self.task.collate(np.array_split(rows, self.world)[self.rank])
-        batch = batch.to(str(self.device))
-
-        def encode(stream: str, inputs: tuple[Tensor, ...]) -> Tensor:
-            with self.precision.autocast():
-                return self.task.encode(self.backbone, stream, inputs)
+        batch = self.collate(rows)
 
         def loss_of(features: dict[str, Tensor]) -> tuple[Tensor, Mapping[str, float]]:
             return self.task.loss(features, batch, self.backbone)
 
         self.backbone.adapters.train()
-        loss, parts = gradient_cache.backward(encode, loss_of, batch.inputs, recipe.chunk)
+        loss, parts = gradient_cache.backward(self.encode, loss_of, batch.inputs, self.chunk)
         norm = updates.average_and_clip(list(self.trained.values()), recipe.clip, self.world)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             moment = f"step {progress.step + 1} of {self.total}"
@@ -298,4 +329,5 @@ class _Run:
             best_step=p.best_step,
             seconds=p.seconds,
             peak_memory=peak_memory(),
+            chunk=self.chunk,
         )
