@@ -48,8 +48,8 @@ class IndexOptions:
     """auto, cpu or cuda."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the encoders; bf16 where the hardware has it."""
-    runtime: Literal["auto", "torch", "openvino"] = "torch"
-    """What runs the encoders of pictures; auto measures which is faster here, behind a gate."""
+    runtime: Literal["auto", "torch", "openvino", "onnx", "onnx-int8"] = "torch"
+    """What runs the encoders of pictures; auto measures which is fastest here, behind a gate."""
     timeout: float = 60.0
     """Seconds for one picture or clip; then its worker is killed and the item given up."""
     frames: int | None = None

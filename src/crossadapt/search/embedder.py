@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from crossadapt.adapters.adapter import AttachedAdapter
+    from crossadapt.backbones.exporting import EncodedTower
     from crossadapt.backbones.hf import HFBackbone
-    from crossadapt.backbones.openvino import CompiledTowers, EncodedTower
+    from crossadapt.backbones.runtime import Towers
 
 DEFAULT_BACKBONE = "pico-clip"
 _SIZES = {"vision": 128, "text": 256}
@@ -58,7 +59,7 @@ class Embedder:
         self.lock = threading.RLock()  # held while rows are encoded
         self._views = {FROZEN: View(FROZEN, frozen_fingerprint(self.backbone), "", "", 0)}
         self._adapters: dict[str, AttachedAdapter] = {}
-        self._compiled: dict[str, tuple[CompiledTowers, float]] = {}
+        self._compiled: dict[str, tuple[Towers, float]] = {}
 
     @classmethod
     def open(
@@ -143,8 +144,8 @@ class Embedder:
             del self._adapters[name], self._views[name]
             self._compiled.pop(name, None)
 
-    def run_by(self, view: str, compiled: CompiledTowers | None) -> None:
-        """From now on rows of `view` are encoded by `compiled`, or by PyTorch for None.
+    def run_by(self, view: str, towers: Towers | None) -> None:
+        """From now on rows of `view` are encoded by `towers`, or by PyTorch for None.
 
         It holds one strength of the adapter: dialled to another, rows go through PyTorch.
         `crossadapt.search.runtimes.choose` gives towers that have passed the gate.
@@ -155,8 +156,8 @@ class Embedder:
         with self.lock:
             adapter = self._adapter(view)
             self._compiled.pop(view, None)
-            if compiled is not None:
-                self._compiled[view] = (compiled, strength_now(adapter))
+            if towers is not None:
+                self._compiled[view] = (towers, strength_now(adapter))
 
     def view(self, view: str) -> View:
         """What a collection's card says about vectors of this view.

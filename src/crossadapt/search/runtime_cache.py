@@ -1,4 +1,4 @@
-"""Exported towers on disk: made once per model, adapter, strength, precision and version.
+"""Exported towers on disk: made once per model, adapter, strength and versions.
 
 An entry is a folder in the cache: the towers' files, ``files.json`` with their hashes, and
 ``measured.json`` with what the gate and the comparison of speed found. It appears complete or not
@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from crossadapt.data.files import cache_dir
 from crossadapt.errors import UserError
 from crossadapt.files import make_folder, write_failure, write_file
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the way towers are exported changes."""
 _FILES = "files.json"
 _MEASURED = "measured.json"
@@ -33,22 +31,20 @@ _MEASURED = "measured.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """One model with one adapter at one strength, for one runtime.
+    """Files of one model with one adapter at one strength.
 
     Args:
         fingerprint: of the embedder's view: backbone, adapter, strength.
-        precision: ``fp32`` or ``bf16``.
-        runtime: its name and version.
+        made_by: names and versions of what makes the files.
     """
 
     fingerprint: str
-    precision: str
-    runtime: str
+    made_by: str
 
     @property
     def folder(self) -> Path:
         """Where it is, or will be."""
-        facts = [_FORMAT, self.fingerprint, self.precision, self.runtime, torch.__version__]
+        facts = [_FORMAT, self.fingerprint, self.made_by]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
         return cache_dir() / "runtimes" / key
 
@@ -88,17 +84,21 @@ class Entry:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def measured(self) -> dict[str, Any]:
-        """What was measured with it; empty when nothing was, or it cannot be read."""
+    def measured(self, what: str) -> dict[str, Any]:
+        """What was remembered under a name; empty when nothing was, or it cannot be read."""
+        found = self._measured().get(what)
+        return found if isinstance(found, dict) else {}
+
+    def remember(self, what: str, facts: dict[str, Any]) -> None:
+        """Add to what was measured."""
+        write_file(self.folder / _MEASURED, json.dumps(self._measured() | {what: facts}, indent=1))
+
+    def _measured(self) -> dict[str, Any]:
         try:
             found = json.loads((self.folder / _MEASURED).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
-
-    def remember(self, **facts: Any) -> None:
-        """Add to what was measured."""
-        write_file(self.folder / _MEASURED, json.dumps(self.measured() | facts, indent=1))
 
 
 def _hash(path: Path) -> str:

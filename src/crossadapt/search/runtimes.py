@@ -1,38 +1,29 @@
-"""Which library runs the encoders of a view: PyTorch, or OpenVINO behind the gate.
+"""Which library runs the encoders of a view: PyTorch, or another one behind the gate.
 
 An export is made once and cached (`runtime_cache`), compared with PyTorch once (`runtime_gate`),
-and for ``auto`` timed against it once per machine.
+and for ``auto`` timed against it once per machine (`runtime_trial`).
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from crossadapt.adapters.attach import activate
-from crossadapt.backbones import openvino
-from crossadapt.backbones.openvino import CompiledTowers
+from crossadapt.backbones.onnx_runtime import ONNX, ONNX_INT8
+from crossadapt.backbones.openvino import OPENVINO
+from crossadapt.backbones.runtime import Runtime
 from crossadapt.errors import UserError, did_you_mean
-from crossadapt.search.card import FROZEN
-from crossadapt.search.runtime_cache import Entry
-from crossadapt.search.runtime_gate import Sample, Verdict, encode, generated_sample, judge
+from crossadapt.search.runtime_gate import Verdict
+from crossadapt.search.runtime_trial import TORCH, TakeSample, Trial
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from crossadapt.search.embedder import Embedder
 
-RuntimeName = Literal["auto", "torch", "openvino"]
+RuntimeName = Literal["auto", "torch", "openvino", "onnx", "onnx-int8"]
+RUNTIMES: Mapping[str, Runtime] = {each.name: each for each in (OPENVINO, ONNX, ONNX_INT8)}
 WORTH = 1.1
 """`auto` leaves PyTorch for a runtime that is at least so many times as fast."""
-_TIMED = 32
-_TURNS = 3
-
-TakeSample = Callable[[], Sample | None]
 
 
 @dataclass(frozen=True)
@@ -42,9 +33,9 @@ class Choice:
     view: str
     runtime: str
     reason: str
-    verdict: Verdict | None = None
-    """The gate's, where OpenVINO was tried."""
-    speed: dict[str, float] | None = None
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """The gate's, of every runtime that was tried."""
+    speeds: Mapping[str, float] | None = None
     """Pictures per second of each runtime, where ``auto`` compared them."""
 
     def __str__(self) -> str:
@@ -55,8 +46,8 @@ class Choice:
         return {
             "runtime": self.runtime,
             "reason": self.reason,
-            "gate": None if self.verdict is None else self.verdict.to_dict(),
-            "images_per_second": self.speed,
+            "gate": {name: verdict.to_dict() for name, verdict in self.verdicts.items()},
+            "images_per_second": None if self.speeds is None else dict(self.speeds),
         }
 
 
@@ -66,51 +57,35 @@ def choose(embedder: Embedder, view: str, wanted: str, sample: TakeSample | None
     Args:
         embedder: nobody else uses it meanwhile.
         view: ``frozen`` or an adapter's name.
-        wanted: ``torch``; ``openvino``; or ``auto``: OpenVINO if it passes the gate and is at least
-            `WORTH` times as fast here, else PyTorch.
+        wanted: ``torch``; the name of another runtime; or ``auto``: of those that are installed
+            the fastest one that passes the gate and is at least `WORTH` times as fast here as
+            PyTorch, else PyTorch.
         sample: called when something has to be compared; what it gives, or generated inputs when it
             gives None, is compared on. A verdict from generated inputs counts until there are
             others.
 
     Raises:
-        UserError: an unknown view or runtime; or, with ``openvino``, one that is not installed,
-            does not run on this device, cannot take the model, or is refused by the gate, with the
-            numbers.
+        UserError: an unknown view or runtime; or, unless ``auto`` was asked for, one that is not
+            installed, does not run on this device, cannot take the model, or is refused by the
+            gate, with the numbers.
     """
     check_runtime(wanted)
     embedder.run_by(view, None)
-    if wanted == "torch":
-        return Choice(view, "torch", "as asked")
-    try:
-        _check_place(embedder)
-        trial = _Trial(embedder, view, sample)
-        compiled, verdict = trial.compiled(), trial.verdict()
-    except UserError as error:
-        if wanted == "openvino":
-            raise
-        return Choice(view, "torch", error.what)
+    if wanted == TORCH:
+        return Choice(view, TORCH, "as asked")
+    if wanted == "auto":
+        return _fastest(embedder, view, sample)
+    _check_place(embedder)
+    trial, runtime = Trial(embedder, view, sample), RUNTIMES[wanted]
+    verdict = trial.verdict(runtime)
     if not verdict.passed:
-        refusal = f"OpenVINO is refused: {verdict}"
-        if wanted == "openvino":
-            raise UserError(
-                refusal,
-                where=f"view {view}, precision {embedder.precision.name}",
-                fix="use the runtime torch" + _other_precision(embedder),
-            )
-        return Choice(view, "torch", refusal, verdict)
-    if wanted == "openvino":
-        embedder.run_by(view, compiled)
-        return Choice(view, "openvino", f"as asked; {verdict}", verdict)
-    speed = trial.speed()
-    ratio = speed["openvino"] / speed["torch"]
-    said = (
-        f"{speed['openvino']:.1f} images/s with OpenVINO, {speed['torch']:.1f} with PyTorch "
-        f"({ratio:.2f} x); {verdict}"
-    )
-    if ratio < WORTH:
-        return Choice(view, "torch", said, verdict, speed)
-    embedder.run_by(view, compiled)
-    return Choice(view, "openvino", said, verdict, speed)
+        raise UserError(
+            _refusal(runtime, verdict),
+            where=f"view {view}, precision {embedder.precision.name}",
+            fix=_way_out(embedder, runtime),
+        )
+    embedder.run_by(view, trial.towers(runtime))
+    return Choice(view, wanted, f"as asked; {verdict}", {wanted: verdict})
 
 
 def check_runtime(wanted: str) -> None:
@@ -125,122 +100,77 @@ def check_runtime(wanted: str) -> None:
             where="runtime",
             fix=did_you_mean(wanted, get_args(RuntimeName)),
         )
-    if wanted == "openvino":
-        openvino.require()
+    if wanted in RUNTIMES:
+        RUNTIMES[wanted].require()
 
 
-class _Trial:
-    """One view's export, compared with PyTorch; what is cached is not measured again."""
-
-    def __init__(self, embedder: Embedder, view: str, sample: TakeSample | None) -> None:
-        self.embedder, self.view = embedder, view
-        self._take = sample
-        self._sample: Sample | None = None
-        self.entry = Entry(
-            embedder.fingerprint_now(view),
-            embedder.precision.name,
-            f"openvino {openvino.version()}",
-        )
-        self._compiled: CompiledTowers | None = None
-
-    def compiled(self) -> CompiledTowers:
-        """The towers, exported if they are not in the cache in one piece."""
-        if self._compiled is None:
-            if not self.entry.whole():
-                self.entry.make(self._export)
-            self._compiled = _compile(self.entry, self.embedder.precision.name)
-        return self._compiled
-
-    def verdict(self) -> Verdict:
-        """The gate's, from the cache if it was found on real pictures or there are none now."""
-        try:
-            known = Verdict.from_dict(self.entry.measured()["gate"])
-        except (KeyError, TypeError, ValueError):
-            known = None
-        if known is not None and (not known.generated or self.sample().generated):
-            return known
-        sample = self.sample()
-        reference = encode(self.embedder, self.view, sample)
-        exact = reference
-        if sample.owners is None and self.embedder.precision.name != "fp32":
-            with self.embedder.in_float32():
-                exact = encode(self.embedder, self.view, sample)
-        self.embedder.run_by(self.view, self.compiled())
-        try:
-            found = judge(reference, encode(self.embedder, self.view, sample), sample, exact)
-        finally:
-            self.embedder.run_by(self.view, None)
-        self.entry.remember(gate=found.to_dict())
-        return found
-
-    def speed(self) -> dict[str, float]:
-        """Pictures per second of both on the same batch: medians of alternating turns."""
-        import torch
-
-        place = {"processor": openvino.processor(), "threads": torch.get_num_threads()}
-        known = self.entry.measured().get("speed", {})
-        names = ("torch", "openvino")
-        if isinstance(known, dict) and place.items() <= known.items() and known.keys() >= {*names}:
-            return {name: float(known[name]) for name in names}
-        rows = self.sample().pixels[:_TIMED]
-        taken: dict[str, list[float]] = {"torch": [], "openvino": []}
-        try:
-            for _ in range(_TURNS + 1):
-                for name, towers in (("torch", None), ("openvino", self.compiled())):
-                    self.embedder.run_by(self.view, towers)
-                    taken[name].append(_seconds(self.embedder, rows, self.view))
-        finally:
-            self.embedder.run_by(self.view, None)
-        # The first turn of each allocates and picks kernels.
-        found = {name: len(rows) / statistics.median(t[1:]) for name, t in taken.items()}
-        self.entry.remember(speed=found | place)
-        return found
-
-    def sample(self) -> Sample:
-        """What both runtimes encode; taken once."""
-        if self._sample is None:
-            taken = None if self._take is None else self._take()
-            self._sample = taken or generated_sample(self.embedder)
-        return self._sample
-
-    def _export(self, folder: Path) -> None:
-        backbone = self.embedder.backbone
-        with self.embedder.lock:
-            activate(backbone, None if self.view == FROZEN else self.view)
-            try:
-                for tower in openvino.TOWERS:
-                    openvino.export(backbone, tower, folder / f"{tower}.xml")
-            finally:
-                activate(backbone, None)
-
-
-def _compile(entry: Entry, precision: str) -> CompiledTowers:
+def _fastest(embedder: Embedder, view: str, sample: TakeSample | None) -> Choice:
+    """Time what is installed, then ask the gate about one after the other, the fastest first."""
+    installed = [runtime for runtime in RUNTIMES.values() if runtime.installed()]
+    if not installed:
+        return Choice(view, TORCH, f"none of {', '.join(RUNTIMES)} is installed")
+    said: list[str] = []
     try:
-        return CompiledTowers(entry.folder, precision)
-    except RuntimeError as error:
-        raise UserError(
-            f"OpenVINO cannot run the exported model: {str(error).strip().splitlines()[-1][:200]}",
-            where=str(entry.folder),
-            fix="use the runtime torch, or delete the folder and try again",
-        ) from error
+        _check_place(embedder)
+        trial = Trial(embedder, view, sample)
+        usable = _usable(trial, installed, said)
+        speeds = trial.speeds(usable)
+    except UserError as error:
+        return Choice(view, TORCH, error.what)
+    said.insert(0, ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items()))
+    said[0] += " images/s"
+    verdicts: dict[str, Verdict] = {}
+    for runtime in sorted(usable, key=lambda runtime: -speeds[runtime.name]):
+        ratio = speeds[runtime.name] / speeds[TORCH]
+        if ratio < WORTH:
+            said.append(f"no other is at least {WORTH} x as fast as torch")
+            break
+        try:
+            verdict = trial.verdict(runtime)
+        except UserError as error:
+            said.append(error.what)
+            continue
+        verdicts[runtime.name] = verdict
+        if verdict.passed:
+            embedder.run_by(view, trial.towers(runtime))
+            said.append(f"{runtime.name} is {ratio:.2f} x as fast as torch and passes: {verdict}")
+            return Choice(view, runtime.name, "; ".join(said), verdicts, speeds)
+        said.append(_refusal(runtime, verdict))
+    return Choice(view, TORCH, "; ".join(said), verdicts, speeds)
 
 
-def _seconds(embedder: Embedder, pixels: np.ndarray, view: str) -> float:
-    began = time.perf_counter()
-    embedder.pictures(pixels, view)
-    return time.perf_counter() - began
+def _usable(trial: Trial, installed: list[Runtime], said: list[str]) -> list[Runtime]:
+    """Those that can run the model; why the others cannot is added to `said`."""
+    found = []
+    _ = trial.exported  # what cannot be exported at all is no runtime's fault
+    for runtime in installed:
+        try:
+            trial.seconds(runtime, 1)
+        except UserError as error:
+            said.append(error.what)
+        else:
+            found.append(runtime)
+    return found
+
+
+def _refusal(runtime: Runtime, verdict: Verdict) -> str:
+    return f"{runtime.title} is refused: {verdict}"
 
 
 def _check_place(embedder: Embedder) -> None:
-    openvino.require()
     kind = embedder.backbone.device.type
     if kind != "cpu":
         raise UserError(
-            f"OpenVINO is used on CPUs only, and the embedder is on {kind}",
+            f"other runtimes than PyTorch are used on CPUs only, and the embedder is on {kind}",
             where="runtime",
             fix="use the runtime torch, or the device cpu",
         )
 
 
-def _other_precision(embedder: Embedder) -> str:
-    return ", or the precision fp32" if embedder.precision.name != "fp32" else ""
+def _way_out(embedder: Embedder, runtime: Runtime) -> str:
+    ways = ["use the runtime torch"]
+    if runtime is ONNX_INT8:
+        ways.append("or the runtime onnx")
+    if embedder.precision.name != "fp32":
+        ways.append("or the precision fp32")
+    return ", ".join(ways)
