@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from crossadapt.backbones.tokenizing import cut
 from crossadapt.errors import UserError
@@ -130,11 +131,33 @@ def _constant(backbone: HFBackbone) -> Iterator[None]:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` (open_clip) by ordinary operators: its fused one has no ONNX form."""
-    mha: Any = torch.backends.mha
-    before = mha.get_fastpath_enabled()
+    """`nn.MultiheadAttention` (open_clip) by ordinary operators while a tower is traced.
+
+    Its fused form is unknown to ONNX, and of its other form the exporter makes a graph for texts of
+    one length.
+    """
+    usual: Callable[..., Any] = nn.MultiheadAttention.forward
+
+    def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Any:
+        mask = rest.get("attn_mask")
+        simple = self._qkv_same_embed_dim and self.batch_first and self.bias_k is None
+        simple = simple and rest.get("key_padding_mask") is None and not rest.get("need_weights")
+        additive = mask is None or (mask.dim() == 2 and mask.is_floating_point())
+        if not (simple and additive) or self.add_zero_attn:
+            return usual(self, query, key, value, **rest)
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        parts = []
+        for x, weight, bias in zip(
+            (query, key, value), self.in_proj_weight.chunk(3), biases, strict=True
+        ):
+            rows = functional.linear(x, weight, bias)
+            shape = (x.shape[0], x.shape[1], self.num_heads, self.head_dim)
+            parts.append(rows.reshape(shape).transpose(1, 2))
+        mixed = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+    nn.MultiheadAttention.forward = forward
     try:
-        mha.set_fastpath_enabled(False)
         yield
     finally:
-        mha.set_fastpath_enabled(before)
+        nn.MultiheadAttention.forward = usual
