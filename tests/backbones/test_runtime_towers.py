@@ -25,7 +25,6 @@ TEXTS = ["a", "two green birds on a boat by the sea", "the door", "long " * 99, 
 RUNTIMES = [OPENVINO, ONNX]
 
 CASES = [
-    ("clip", None),
     ("siglip", None),
     ("open_clip", None),
     ("blip", None),

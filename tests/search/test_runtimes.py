@@ -165,8 +165,8 @@ def test_every_model_strength_and_maker_has_an_entry_of_its_own(folder, home) ->
 
 
 def wide() -> Embedder:
-    """A model of more than a few channels: rounding to int8 costs it little."""
-    backbone = small("clip", vision_width=64, text_width=64, projection_dim=48)
+    """A model with a wide and shallow text tower: rounding to int8 costs it little."""
+    backbone = small("clip", text_width=128, text_layers=1, projection_dim=48)
     return Embedder(backbone, choose_precision("fp32", "cpu"))
 
 
@@ -242,7 +242,7 @@ def test_a_trace_that_holds_for_short_texts_only_is_refused(home) -> None:
     crossadapt.attach(backbone, make_config("maple", {}))
     saved = crossadapt.save_adapter(backbone, "default", home / "maple")
     embedder = Embedder.open("tiny:open_clip", {"long": saved}, device="cpu", precision="fp32")
-    with pytest.raises(UserError, match="text tower fails at inputs of shape|is refused: least"):
+    with pytest.raises(UserError, match=r"text tower fails at inputs of shape|is refused: least"):
         choose(embedder, "long", "onnx")
 
 
@@ -294,8 +294,9 @@ def test_auto_takes_the_fastest_that_passes(embedder, monkeypatch) -> None:
     choice = choose(embedder, "frozen", "auto")
     assert (choice.runtime, len(timed)) == ("torch", 3)
     assert "no other is at least 1.1 x as fast as torch" in choice.reason
+    used.clear()
     embedder.pictures(pictures(embedder, 1))
-    assert len(used) <= 2  # tried on one picture, not chosen
+    assert used == []
 
 
 def test_speeds_are_measured_once_per_machine_and_set_of_runtimes(embedder, monkeypatch) -> None:
@@ -368,14 +369,15 @@ def test_the_command_says_what_it_chose_and_why(photos, home, capsys, monkeypatc
     shutil.rmtree(home / "cache" / "runtimes", ignore_errors=True)
     assert index(photos, home, "plain") == 0
     assert "view frozen: runtime" not in capsys.readouterr().out
+    only(monkeypatch, ONNX)
     assert index(photos, home, "fast", "--runtime", "auto", "--json") == 0
     report = json.loads(capsys.readouterr().out)["runtimes"]["frozen"]
-    assert set(report["images_per_second"]) == {"torch", *RUNTIMES}
+    assert set(report["images_per_second"]) == {"torch", "onnx"}
     assert report["runtime"] == "torch" or report["gate"][report["runtime"]]["pictures"] == 5
     assert index(photos, home, "sure", "--runtime", "onnx") == 0
     said = capsys.readouterr().out
     assert "view frozen: runtime onnx, as asked; least cosine" in said
     assert "on 5 pictures and 5 texts" in said
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda _: None)
+    only(monkeypatch, OPENVINO)
     assert index(photos, home, "none", "--runtime", "onnx") == 1
     assert "crossadapt[onnx]" in capsys.readouterr().err

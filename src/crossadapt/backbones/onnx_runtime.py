@@ -78,7 +78,8 @@ class OnnxTowers(Towers):
     def run(self, tower: EncodedTower, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Towers.run`."""
         session = self._towers[tower]
-        return session.run(None, {port.name: inputs[port.name] for port in session.get_inputs()})[0]
+        named = {port.name: inputs[port.name] for port in session.get_inputs()}
+        return np.asarray(session.run(None, named)[0])
 
 
 @contextmanager
