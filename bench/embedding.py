@@ -4,7 +4,8 @@
 
 All sides load CLIP ViT-B/32 with the same random weights from one directory (open_clip has random
 weights of its own: there only the speed is compared) and read the same files and captions. The
-vectors of both sides are compared after the last round. The floor is the matrix products of the
+vectors of both sides are compared after the last round. Runtimes are compared with our own PyTorch
+embedder, on prepared pictures. The floor is the matrix products of the
 vision tower, bare, in bf16.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from importlib.metadata import version
@@ -102,6 +104,28 @@ def overhead(work: Path, inputs: list[str], rounds: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def runtimes(work: Path, inputs: list[str], rounds: int) -> list[dict[str, Any]]:
+    """A claim for each runtime beside PyTorch: the same prepared pictures, one process."""
+    (work / "runtimes.json").write_text(json.dumps(inputs))
+    words = ["runtimes", str(work / "model"), str(work / "runtimes.json")]
+    os.environ["CROSSADAPT_CACHE"] = str(work / "cache")  # exports and verdicts of this run only
+    side = Side("runtimes", ["ours/embedding.py", *words])
+    found = alternate([side], rounds)[side.name]
+    side.close()
+    speed = {
+        name: [r["count"] / r[name] for r in found]
+        for name in ("torch", "openvino", "onnx", "onnx-int8")
+    }
+    return [
+        claim(
+            f"pictures/s of the frozen model by the runtime {name} against PyTorch, batch 32",
+            values, speed["torch"], names=(name, "torch"), unit="pictures/s", at_least=1.1,
+            note=f"least cosine {found[-1][name + ' cosine']:.5f}",
+        )
+        for name, values in speed.items() if name != "torch"
+    ]  # fmt: skip
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -134,6 +158,7 @@ def main() -> None:
             claims.append(claim(what, ours, theirs, names=("crossadapt", peer), unit=unit,
                                 at_least=target, note=agree))  # fmt: skip
         claims.append(overhead(work, texts, args.rounds))
+        claims.extend(runtimes(work, pictures, args.rounds))
     _record.finish(
         {
             "machine": machine,

@@ -51,6 +51,8 @@ ONLY_IN = {
     "lancedb": {"search"},
     "fastapi": {"search"},
     "av": {"data"},
+    "openvino": {"backbones"},
+    "onnxruntime": {"backbones"},
 }
 HEAVY = {"torch", "transformers", "numpy", "pyarrow", "accelerate", "PIL", "peft", "matplotlib"}
 LIGHT_FILES = {"__init__.py", "errors.py", "cli/__init__.py", "cli/main.py"}

@@ -1,6 +1,6 @@
 """Our side of the embedding bench: ``embed_files`` and ``Embedder.texts``.
 
-python bench/ours/embedding.py images|texts|overhead MODEL INPUTS.json [--vectors OUT.npy]
+python bench/ours/embedding.py images|texts|overhead|runtimes MODEL INPUTS.json [OUT.npy]
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import _sides
+from crossadapt.data import pool
+from crossadapt.data.decoding import MAX_PIXELS
+from crossadapt.search.card import FROZEN
 from crossadapt.search.embedder import Embedder
 from crossadapt.search.embedding import embed_files
+from crossadapt.search.runtime_sample import first_pictures
+from crossadapt.search.runtime_trial import Trial
+from crossadapt.search.runtimes import RUNTIMES
 
 
 def overhead(embedder: Embedder, inputs: list[str]) -> dict[str, float]:
@@ -31,14 +37,41 @@ def overhead(embedder: Embedder, inputs: list[str]) -> dict[str, float]:
     return {**spent, "seconds": sum(spent.values())}
 
 
+def trial(embedder: Embedder, inputs: list[str]) -> Trial:
+    """The frozen view, to be tried on the first pictures."""
+    items = ((pool.Task(row, path), None) for row, path in enumerate(inputs[:64]))
+    sample = first_pictures(embedder, items, 0, 60.0, MAX_PIXELS)
+    return Trial(embedder, FROZEN, lambda: sample)
+
+
+def runtimes(tried: Trial) -> dict[str, float]:
+    """Seconds of the same 32 prepared pictures by every runtime, in short turns.
+
+    ``NAME cosine`` is the least one of the gate's pictures and texts with PyTorch's.
+    """
+    spent = dict.fromkeys(["torch", *RUNTIMES], 0.0)
+    for _ in range(2):
+        for name in spent:
+            spent[name] += tried.seconds(RUNTIMES.get(name), 32)
+    verdicts = {name: tried.verdict(runtime) for name, runtime in RUNTIMES.items()}
+    cosines = {
+        f"{name} cosine": min(verdict.cosine_pictures, verdict.cosine_texts)
+        for name, verdict in verdicts.items()
+    }
+    return {**spent, **cosines, "count": 64.0, "seconds": sum(spent.values())}
+
+
 def main() -> None:
     """Get ready and serve."""
     part, model, listed, *rest = sys.argv[1:]
     inputs = json.loads(Path(listed).read_text())
     adapters = {"adapter": str(Path(model).parent / "adapter")} if part == "overhead" else {}
     embedder = Embedder.open(model, adapters)
+    tried = trial(embedder, inputs) if part == "runtimes" else None
 
     def work() -> dict[str, float]:
+        if tried is not None:
+            return runtimes(tried)
         if part == "overhead":
             return overhead(embedder, inputs)
         if part == "images":

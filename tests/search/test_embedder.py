@@ -14,6 +14,7 @@ from crossadapt.adapters.mixture import mixed
 from crossadapt.adapters.registry import make_config
 from crossadapt.backbones.precision import choose_precision
 from crossadapt.errors import UserError
+from crossadapt.search import embedder as embedder_module
 from crossadapt.search.embedder import Embedder
 
 METHODS = ("cross-modal-adapter", "cross-modal-adapter", "full", "peft:lora")
@@ -103,7 +104,7 @@ def test_texts_keep_their_order_and_one_name_serves_all_rows(embedder):
 
 
 def test_long_inputs_are_cut_into_batches(embedder, monkeypatch):
-    monkeypatch.setattr("crossadapt.search.embedder._PICTURES", 3)
+    monkeypatch.setitem(embedder_module._SIZES, "vision", 3)
     pixels = noise(embedder, 8)
     views = ["lora", "first", "frozen", "lora", "lora", "lora", "second", "first"]
     whole = np.concatenate([embedder.pictures(pixels[[i]], view) for i, view in enumerate(views)])

@@ -66,7 +66,8 @@ class _Hook:
 
     def tokens(self, like: Tensor) -> Tensor:
         """The prompts of the layer for a batch: (B, count, width) in the dtype of `like`."""
-        return self.item.module(self.layer).to(like.dtype).expand(len(like), -1, -1)
+        # `shape` rather than `len`, which a trace would take for a constant.
+        return self.item.module(self.layer).to(like.dtype).expand(like.shape[0], -1, -1)
 
     def replaced(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x (B, L, width) with the prompt positions overwritten."""

@@ -150,7 +150,7 @@ class FusedBackbone(HFBackbone):
             weights: (1 + n,), a point of the simplex.
         """
         units = [F.normalize(e.float(), dim=-1) for e in embeddings]
-        first = units[0].new_zeros(len(units[0]), ROOM) if z is None else _padded(z.float())
+        first = units[0].new_zeros(units[0].shape[0], ROOM) if z is None else _padded(z.float())
         # Zero times the root's infinite slope at 0 would be NaN in a gradient.
         roots = [w.sqrt() if float(w.detach()) > 0 else w.detach() for w in weights]
         return torch.cat([r * x for r, x in zip(roots, [first, *units], strict=True)], dim=-1)

@@ -55,7 +55,8 @@ class OpenClipBackbone(HFBackbone):
         text = model.text
         mask = None if text.attn_mask is None else text.attn_mask[: ids.shape[1], : ids.shape[1]]
         x = text.ln_final(text.transformer(text.tokens(ids), attn_mask=mask))
-        x = x[torch.arange(len(x), device=x.device), pooled_places(text, ids)]
+        # `shape` rather than `len`, which a trace would take for a constant.
+        x = x[torch.arange(x.shape[0], device=x.device), pooled_places(text, ids)]
         if isinstance(text.text_projection, nn.Linear):
             return text.text_projection(x)
         return x if text.text_projection is None else x @ text.text_projection
@@ -222,4 +223,4 @@ def pooled_places(text: Any, ids: Tensor) -> Tensor:
     if text.pool_type == "eos":
         return (ids == text.eos_id).int().argmax(1)
     last = ids.shape[1] - 1 if text.pool_type == "last" else 0
-    return torch.full((len(ids),), last, device=ids.device)
+    return torch.full((ids.shape[0],), last, device=ids.device)

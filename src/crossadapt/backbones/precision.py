@@ -52,6 +52,25 @@ def choose_precision(requested: PrecisionName | str = "auto", device: str = "cpu
     return Precision("fp32", f"no bf16 products on this {kind}", kind)
 
 
+def choose_device(name: str) -> torch.device:
+    """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a GPU where there is one.
+
+    Raises:
+        UserError: an unknown device, or one that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"unknown device {name!r}", where="device", fix="use auto, cpu or cuda"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device", where="device", fix="use cpu or auto")
+    return device
+
+
 def _cpu_has_bf16() -> bool:
     """AVX512-BF16 or AMX; a CPU without either emulates bf16 at a fraction of fp32's speed."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -99,10 +99,10 @@ class ClipTokens(Tokens):
     def make_room(self, ids: torch.Tensor, count: int) -> torch.Tensor:
         """See `Tokens.make_room`; the placeholders are further start tokens."""
         room = self.max_length - count
-        if ids.shape[1] > room:
-            ends = (ids == self.eos).int().argmax(dim=1)
-            ids = ids[:, :room].clone()
-            ids[ends >= room, -1] = self.eos
+        # Without a branch, so that a trace of the text tower holds for every length.
+        ends = (ids == self.eos).int().argmax(dim=1)
+        last = torch.where(ends >= room, self.eos, ids[:, :room][:, -1])
+        ids = torch.cat([ids[:, :room][:, :-1], last[:, None]], dim=1)
         return torch.cat([ids[:, :1].expand(-1, 1 + count), ids[:, 1:]], dim=1)
 
 

@@ -48,6 +48,8 @@ class IndexOptions:
     """auto, cpu or cuda."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the encoders; bf16 where the hardware has it."""
+    runtime: Literal["auto", "torch", "openvino", "onnx", "onnx-int8"] = "torch"
+    """What runs the encoders of pictures; auto measures which is fastest here, behind a gate."""
     timeout: float = 60.0
     """Seconds for one picture or clip; then its worker is killed and the item given up."""
     frames: int | None = None
@@ -94,6 +96,9 @@ def run(options: IndexOptions) -> int:
                 f"collection {report.collection}: {report.rows:,} rows, "
                 f"views {', '.join(report.views)}, in {report.store}"
             )
+            if options.runtime != "torch":
+                for view, choice in report.runtimes.items():
+                    print(f"view {view}: runtime {choice['runtime']}, {choice['reason']}")
         if report.left_out:
             listed = ", ".join(f"{kind} ({count})" for kind, count in report.left_out.items())
             print(f"left out: {listed}" + (f"; see {report.ledger}" * bool(report.ledger)),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,20 +20,24 @@ from crossadapt.adapters.folder import load_adapter
 from crossadapt.adapters.mixture import mixed
 from crossadapt.adapters.reading import read_adapter_config
 from crossadapt.backbones.base import TokenBatch
-from crossadapt.backbones.precision import Precision, choose_precision
+from crossadapt.backbones.precision import Precision, choose_device, choose_precision
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.search.card import FROZEN, View
+from crossadapt.search.fingerprints import adapter_fingerprint, frozen_fingerprint
+from crossadapt.search.row_groups import batches, group_rows, strength_now
 from crossadapt.tasks.encode import cut
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from crossadapt.adapters.adapter import AttachedAdapter
+    from crossadapt.backbones.exporting import EncodedTower
     from crossadapt.backbones.hf import HFBackbone
+    from crossadapt.backbones.runtime import Towers
 
 DEFAULT_BACKBONE = "pico-clip"
-_PICTURES = 128
-_TEXTS = 256
+_SIZES = {"vision": 128, "text": 256}
+"""Rows in one forward pass."""
 
 
 class Embedder:
@@ -54,9 +56,10 @@ class Embedder:
     def __init__(self, backbone: HFBackbone, precision: Precision | None = None) -> None:
         self.backbone = backbone
         self.precision = precision or choose_precision("auto", str(backbone.device))
-        self._lock = threading.RLock()
-        self._views = {FROZEN: View(FROZEN, self._frozen_fingerprint(), "", "", 0)}
+        self.lock = threading.RLock()  # held while rows are encoded
+        self._views = {FROZEN: View(FROZEN, frozen_fingerprint(self.backbone), "", "", 0)}
         self._adapters: dict[str, AttachedAdapter] = {}
+        self._compiled: dict[str, tuple[Towers, float]] = {}
 
     @classmethod
     def open(
@@ -85,7 +88,7 @@ class Embedder:
             first = next(iter(adapters.values()), None)
             saved = None if first is None else read_adapter_config(first)
             backbone = DEFAULT_BACKBONE if saved is None else str(saved["backbone"]["source"])
-        place = _device(device)
+        place = choose_device(device)
         choice = choose_precision(precision, str(place))
         model = backbones.load(backbone)
         model.to(place)
@@ -117,16 +120,16 @@ class Embedder:
                 where=str(folder),
                 fix="give the adapter another name: NAME=FOLDER",
             )
-        with self._lock:
+        with self.lock:
             try:
                 adapter = load_adapter(self.backbone, folder, name=name)
             finally:
                 activate(self.backbone, None)
             adapter.eval()
             self._adapters[name] = adapter
-            self._views[name] = View(
-                name, self._fingerprint(adapter), str(folder), adapter.method, adapter.count()
-            )
+            fingerprint = adapter_fingerprint(self.backbone, adapter, adapter.strength)
+            count = adapter.count()
+            self._views[name] = View(name, fingerprint, str(folder), adapter.method, count)
             return self._views[name]
 
     def remove(self, name: str) -> None:
@@ -135,10 +138,26 @@ class Embedder:
         Raises:
             UserError: there is none of that name.
         """
-        with self._lock:
+        with self.lock:
             self._adapter(name)
             detach(self.backbone, name)
             del self._adapters[name], self._views[name]
+            self._compiled.pop(name, None)
+
+    def run_by(self, view: str, towers: Towers | None) -> None:
+        """From now on rows of `view` are encoded by `towers`, or by PyTorch for None.
+
+        It holds one strength of the adapter: dialled to another, rows go through PyTorch.
+        `crossadapt.search.runtimes.choose` gives towers that have passed the gate.
+
+        Raises:
+            UserError: there is no such view.
+        """
+        with self.lock:
+            adapter = self._adapter(view)
+            self._compiled.pop(view, None)
+            if towers is not None:
+                self._compiled[view] = (towers, strength_now(adapter))
 
     def view(self, view: str) -> View:
         """What a collection's card says about vectors of this view.
@@ -157,6 +176,13 @@ class Embedder:
         """
         return self.view(view).fingerprint
 
+    def fingerprint_now(self, view: str) -> str:
+        """The same with the adapter as it is now: dialled in this thread, or changed since."""
+        adapter = self._adapter(view)
+        if adapter is None:
+            return frozen_fingerprint(self.backbone)
+        return adapter_fingerprint(self.backbone, adapter, strength_now(adapter))
+
     def prepare(self, image: Image.Image) -> np.ndarray:
         """A picture as the model sees it: uint8 (3, H, W), resized and cropped."""
         return self.backbone.preprocess.array(image)
@@ -173,11 +199,11 @@ class Embedder:
         """
         chosen = self._rows(len(pixels), views)
 
-        def encode(rows: np.ndarray) -> Tensor:
+        def inputs(rows: np.ndarray) -> tuple[Tensor, ...]:
             batch = torch.from_numpy(np.ascontiguousarray(pixels[rows])).to(self.backbone.device)
-            return self.backbone.encode_image(self.backbone.preprocess.normalise(batch))
+            return (self.backbone.preprocess.normalise(batch),)
 
-        return self._encode(np.arange(len(pixels)), chosen, encode, _PICTURES)
+        return self._encode(np.arange(len(pixels)), chosen, inputs, "vision")
 
     @contextmanager
     def alone(self, view: str) -> Iterator[HFBackbone]:
@@ -186,13 +212,23 @@ class Embedder:
         Raises:
             UserError: there is no such view.
         """
-        with self._lock, torch.inference_mode():
+        with self.lock, torch.inference_mode():
             activate(self.backbone, None if self._adapter(view) is None else view)
             try:
                 with self.precision.autocast():
                     yield self.backbone
             finally:
                 activate(self.backbone, None)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Inside the block PyTorch's products are taken in float32."""
+        with self.lock:
+            before, self.precision = self.precision, replace(self.precision, name="fp32")
+            try:
+                yield
+            finally:
+                self.precision = before
 
     def texts(self, texts: Sequence[str], views: str | Sequence[str] = FROZEN) -> np.ndarray:
         """Vectors of texts: float32 (N, D) of length one, in the order given.
@@ -203,48 +239,45 @@ class Embedder:
         chosen = self._rows(len(texts), views)
         if not len(texts):
             return np.zeros((0, self.dim), np.float32)
-        with self._lock:  # fast tokenizers refuse to be borrowed by two threads
+        with self.lock:  # fast tokenizers refuse to be borrowed by two threads
             tokens = self.backbone.tokenize(texts)
 
-        def encode(rows: np.ndarray) -> Tensor:
+        def inputs(rows: np.ndarray) -> tuple[Tensor, ...]:
             batch = cut(TokenBatch(tokens.ids[rows], tokens.mask[rows]))
-            device = self.backbone.device
-            return self.backbone.encode_text(batch.ids.to(device), batch.mask.to(device))
+            return batch.ids.to(self.backbone.device), batch.mask.to(self.backbone.device)
 
         order = tokens.mask.sum(dim=1).argsort(stable=True).numpy()
-        return self._encode(order, chosen, encode, _TEXTS)
+        return self._encode(order, chosen, inputs, "text")
 
     def _encode(
         self,
         order: np.ndarray,
         chosen: Sequence[AttachedAdapter | None],
-        encode: Callable[[np.ndarray], Tensor],
-        size: int,
+        inputs: Callable[[np.ndarray], tuple[Tensor, ...]],
+        tower: EncodedTower,
     ) -> np.ndarray:
-        """Unit vectors in the rows' own order; rows are encoded in `order`, `size` at a time."""
+        """Unit vectors in the rows' own order; rows are encoded in `order`, some at a time."""
         found = np.zeros((len(order), self.dim), np.float32)
-        mixable = [a is None or a.is_pure_insertion for a in chosen]
-        together = order[[mixable[row] for row in order]] if len(order) else order
-        alone: dict[str, list[int]] = {}
-        for row in order:
-            adapter = chosen[row]
-            if adapter is not None and not mixable[row]:
-                alone.setdefault(adapter.name, []).append(int(row))
-        with self._lock, torch.inference_mode():
-            for start in range(0, len(together), size):
-                rows = together[start : start + size]
+        size = _SIZES[tower]
+        with self.lock, torch.inference_mode():
+            groups = group_rows(order, chosen, {n: s for n, (_, s) in self._compiled.items()})
+            for name, members in groups.compiled.items():
+                for rows in batches(members, size):
+                    features = self._compiled[name][0](tower, inputs(rows))
+                    found[rows] = F.normalize(torch.from_numpy(features), dim=-1).numpy()
+            for rows in batches(groups.together, size):
                 with mixed(self.backbone, [chosen[row] for row in rows]):
-                    found[rows] = self._unit(encode, rows)
-            for name, members in alone.items():
+                    found[rows] = self._unit(tower, inputs(rows))
+            for name, members in groups.alone.items():
                 with self.alone(name):
-                    for start in range(0, len(members), size):
-                        rows = np.asarray(members[start : start + size])
-                        found[rows] = self._unit(encode, rows)
+                    for rows in batches(members, size):
+                        found[rows] = self._unit(tower, inputs(rows))
         return found
 
-    def _unit(self, encode: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> np.ndarray:
+    def _unit(self, tower: EncodedTower, inputs: tuple[Tensor, ...]) -> np.ndarray:
+        encode = self.backbone.encode_image if tower == "vision" else self.backbone.encode_text
         with self.precision.autocast():
-            features = encode(rows)
+            features = encode(*inputs)
         return F.normalize(features.float(), dim=-1).cpu().numpy()
 
     def _rows(self, count: int, views: str | Sequence[str]) -> list[AttachedAdapter | None]:
@@ -268,37 +301,3 @@ class Embedder:
                 fix=did_you_mean(view, self._views),
             )
         return attached(self.backbone, view)
-
-    def _frozen_fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.backbone.fingerprint}\0{FROZEN}".encode()).hexdigest()
-
-    def _fingerprint(self, adapter: AttachedAdapter) -> str:
-        facts: dict[str, Any] = {
-            "backbone": self.backbone.fingerprint,
-            "method": adapter.method,
-            "config": dataclasses.asdict(adapter.config),
-            # Untrained tensors of a method, such as random projections, follow from the seed.
-            "seed": adapter.seed,
-        }
-        if adapter.strength != 1:  # at 1, fingerprints are what they were before it was saved
-            facts["strength"] = adapter.strength
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, parameter in sorted({**adapter.trained(), **adapter.kept()}.items()):
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            values = parameter.detach().to("cpu", torch.float32).contiguous()
-            digest.update(values.numpy().tobytes())
-        return digest.hexdigest()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"unknown device {name!r}", where="device", fix="use auto, cpu or cuda"
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device", where="device", fix="use cpu or auto")
-    return device

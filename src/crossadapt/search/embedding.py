@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from crossadapt.data.ledger import Ledger
 from crossadapt.search.card import FROZEN
 from crossadapt.search.embedder import Embedder
 from crossadapt.search.pixel_reader import PixelReader
+from crossadapt.search.runtime_sample import first_pictures
+from crossadapt.search.runtimes import choose
 
 
 def embed_files(
@@ -26,6 +29,7 @@ def embed_files(
     timeout: float = 60.0,
     max_pixels: int = MAX_PIXELS,
     ledger: Ledger | None = None,
+    runtime: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of picture files, without a collection.
 
@@ -41,13 +45,15 @@ def embed_files(
         timeout: seconds for one picture in a worker; then it is given up.
         max_pixels: pictures with more pixels are not decoded.
         ledger: receives what cannot be read (stage ``decode``).
+        runtime: what runs the view from now on, as for `crossadapt.search.runtimes.choose`, which
+            compares on the first files; what runs it already when None.
 
     Returns:
         float32 (N, D) of length one, zero where a file could not be read, and bool (N,), whether
         it could.
 
     Raises:
-        UserError: an unknown view.
+        UserError: an unknown view or runtime, or a runtime that cannot be used or is refused.
     """
     embedder.view(view)
     preprocess = embedder.backbone.preprocess
@@ -56,6 +62,10 @@ def embed_files(
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
     workers = min(workers, len(paths))
+    if runtime is not None:
+        items = ((pool.Task(index, str(path)), None) for index, path in enumerate(paths))
+        take = partial(first_pictures, embedder, items, workers, timeout, max_pixels)
+        choose(embedder, view, runtime, take)
     vectors = np.zeros((len(paths), embedder.dim), np.float32)
     readable = np.zeros(len(paths), bool)
     batch = np.empty((batch_size, 3, *preprocess.size), np.uint8)

@@ -22,6 +22,7 @@ from crossadapt.search.collection import Collection, Collections
 from crossadapt.search.item_pass import ItemPass
 from crossadapt.search.job_ledger import JobLedger
 from crossadapt.search.known import Known
+from crossadapt.search.runtimes import check_runtime
 from crossadapt.search.sources import Entry, scan
 from crossadapt.search.target import (
     PENDING,
@@ -67,6 +68,8 @@ class IndexJob:
     """``auto``, ``cpu`` or ``cuda``."""
     precision: str = "auto"
     """``auto``, ``bf16`` or ``fp32``; a collection keeps the one it began with."""
+    runtime: str = "torch"
+    """What runs the encoders of pictures: see `crossadapt.search.runtimes.choose`."""
     timeout: float = 60.0
     """Seconds for one picture or clip; then its worker is killed and the item given up."""
     max_pixels: int = MAX_PIXELS
@@ -102,6 +105,8 @@ class IndexReport:
     """Rows in the collection at the end."""
     views: dict[str, str] = field(default_factory=dict)
     """View to fingerprint."""
+    runtimes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """View to what ran its encoders and why; empty when nothing had to be embedded."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Reasons of what failed or was left out, with counts."""
     ledger: str = ""
@@ -153,6 +158,7 @@ def run_index(job: IndexJob, *, console: Console | None = None) -> IndexReport:
         done.run(entries)
         report.already, report.embedded = done.already, done.embedded
         report.failed = done.failed
+        report.runtimes = {name: choice.to_dict() for name, choice in done.runtimes.items()}
         _reconcile(job, collection, done, report, sources)
         report.rows = len(collection)
     report.seconds = round(time.monotonic() - began, 3)
@@ -212,6 +218,7 @@ def _reconcile(
 def _check(job: IndexJob) -> None:
     if not job.paths:
         raise UserError("nothing to index", where="PATH", fix="name a folder, a table, an archive")
+    check_runtime(job.runtime)
     for name, value, least in (
         ("batch_size", job.batch_size, 1),
         ("workers", 0 if job.workers is None else job.workers, 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,6 +16,8 @@ from crossadapt.search.clips import MediaReader
 from crossadapt.search.job_ledger import DUPLICATE, JobLedger
 from crossadapt.search.known import Known, facts_of
 from crossadapt.search.progress import JobDisplay
+from crossadapt.search.runtime_sample import first_pictures
+from crossadapt.search.runtimes import choose
 from crossadapt.search.sources import Entry
 from crossadapt.search.thumbnails import id_array
 from crossadapt.search.writing import Writer
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from crossadapt.search.collection import Collection
     from crossadapt.search.embedder import Embedder
     from crossadapt.search.indexing import IndexJob
+    from crossadapt.search.runtime_gate import Sample
+    from crossadapt.search.runtimes import Choice
 
 Numbered = tuple[int, Entry]
 
@@ -39,6 +44,7 @@ class ItemPass:
         items: every item of the sources.
         unsure: items of which not even the content could be read.
         claims: id to (place in the sources, entry) of the first item with that content.
+        runtimes: view to what ran its encoders; empty when nothing was to be embedded.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class ItemPass:
         self.items: list[str] = []
         self.unsure: list[str] = []
         self.claims: dict[str, Numbered] = {}
+        self.runtimes: dict[str, Choice] = {}
         self._twins: list[tuple[Entry, str]] = []
         self._writer = Writer(collection, embedder, job.batch_size, self._written)
 
@@ -82,6 +89,7 @@ class ItemPass:
             self._display.say(f"{self.already:,} already done")
         with self._display:
             try:
+                self._choose(todo)
                 failed = self._pass(todo, last=False)
                 # A busy disk or a network folder may have been the reason.
                 self._pass(failed, last=True)
@@ -120,15 +128,32 @@ class ItemPass:
     def _written(self, count: int) -> None:
         self.embedded += count
 
+    def _choose(self, todo: Sequence[Numbered]) -> None:
+        """Decide what runs each view, by the first pictures of the job."""
+        pictures = [(order, entry) for order, entry in todo if entry.kind == "image"]
+        if not pictures:
+            return
+        job = self.job
+
+        def take() -> Sample | None:
+            captions = [entry.texts[0] if entry.texts else None for _, entry in pictures]
+            items = zip(_tasks(pictures), captions, strict=True)
+            return first_pictures(
+                self.embedder, items, _workers(job.workers), job.timeout, job.max_pixels
+            )
+
+        once = cache(take)
+        for view in self.views:
+            self.runtimes[view] = choose(self.embedder, view, job.runtime, once)
+            if job.runtime != "torch":
+                self._display.say(str(self.runtimes[view]))
+
     def _pass(self, todo: Sequence[Numbered], last: bool) -> list[Numbered]:
         """Read and embed items; those that failed come back, unless it was their last chance."""
         if not todo:
             return []
         job, failed = self.job, []
-        workers = job.workers
-        if workers is None:
-            # Also for a few pictures: in this process a stuck one could not be given up.
-            workers = min(8, os.cpu_count() or 1)
+        workers = _workers(job.workers)
         rule = self.collection.card.clips
         reader = MediaReader(
             self.embedder.backbone.preprocess.array,
@@ -180,6 +205,11 @@ class ItemPass:
         self.failed += 1
         if "id" not in answer:
             self.unsure.append(entry.item)
+
+
+def _workers(asked: int | None) -> int:
+    """Also for a few pictures: in this process a stuck one could not be given up."""
+    return min(8, os.cpu_count() or 1) if asked is None else asked
 
 
 def _tasks(todo: Sequence[Numbered]) -> Iterator[pool.Task]:
