@@ -120,7 +120,8 @@ def runtimes(work: Path, inputs: list[str], rounds: int) -> list[dict[str, Any]]
         claim(
             f"pictures/s of the frozen model by the runtime {name} against PyTorch, batch 32",
             values, speed["torch"], names=(name, "torch"), unit="pictures/s", at_least=1.1,
-            note=f"least cosine {found[-1][name + ' cosine']:.5f}",
+            note=f"least cosine {found[-1][name + ' cosine']:.5f}, "
+            + ("passes the gate" if found[-1][name + " passed"] else "refused by the gate"),
         )
         for name, values in speed.items() if name != "torch"
     ]  # fmt: skip

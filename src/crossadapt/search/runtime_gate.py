@@ -1,6 +1,6 @@
 """Whether another runtime's vectors may stand for PyTorch's: compared on a sample, in numbers.
 
-Two conditions, both on vectors of the same embedder at the same precision:
+Two conditions, both on vectors of one embedder, PyTorch's taken at its precision:
 
 * the cosine of every picture and every text with its vector from PyTorch is at least `MIN_COSINE`;
 * mean Recall@1, 5 and 10 falls by at most `MAX_DROP` points. Where the sample has captions, a
