@@ -82,7 +82,7 @@ _BOUND = (
     "without weight gradients and padding our step has "
     f"{_products.most_from_less_work(_TEXT, _products.Tower(77, 512)):.1f} times fewer "
     "multiplications; the rest is the pace of bf16 products over that of fp32, where the processor "
-    "has them. The floor is the pace of our products alone"
+    "has them"
 )
 _PREFIX = (
     "the second epoch of a run of two; opening the cache is part of the first. In products "
