@@ -71,24 +71,17 @@ def losses(folder):
     return [e["loss"] for e in read_events(folder / "events.jsonl") if e["event"] == "step"]
 
 
-# Not bit for bit: asked for that, this comparison failed now and then on one machine, and why is not
-# known yet. Other dropout, which is what another chunk means, is far beyond this.
-def near(wanted):
-    return pytest.approx(wanted, abs=1e-3)
-
-
-def test_a_run_says_what_it_chose_and_is_the_run_with_that_chunk(tmp_path, free):
+def test_a_run_says_what_it_chose_and_is_the_run_with_that_chunk(tmp_path, free, capsys):
     free(2**40)
-    result, _ = small_run.run(tmp_path / "whole", chunk="auto")
-    plain, _ = small_run.run(tmp_path / "plain")
+    result, whole = small_run.run(tmp_path / "whole", chunk="auto")
+    plain, wanted = small_run.run(tmp_path / "plain")
     assert (result.chunk, plain.chunk) == (5, None)
-    assert losses(tmp_path / "whole") == near(losses(tmp_path / "plain"))
+    assert all(torch.equal(whole[n], wanted[n]) for n in wanted)
     free(0)
-    result, _ = small_run.run(tmp_path / "auto", chunk="auto")
-    given, _ = small_run.run(tmp_path / "one", chunk=1)
+    result, rows = small_run.run(tmp_path / "auto", chunk="auto")
+    given, wanted = small_run.run(tmp_path / "one", chunk=1)
     assert (result.chunk, given.chunk) == (1, 1)
-    assert losses(tmp_path / "auto") == near(losses(tmp_path / "one"))
-    assert losses(tmp_path / "auto") != near(losses(tmp_path / "plain"))
+    assert all(torch.equal(rows[n], wanted[n]) for n in wanted)
     [told] = [e for e in read_events(tmp_path / "auto" / "events.jsonl") if e["event"] == "chunk"]
     assert (told["chunk"], told["rows"], told["budget"]) == (1, 5, 0)
     assert told["per_row"]["image"] > told["per_row"]["text"] > 0
@@ -96,7 +89,7 @@ def test_a_run_says_what_it_chose_and_is_the_run_with_that_chunk(tmp_path, free)
 
 def test_a_resumed_run_keeps_its_chunk_whatever_is_free_now(tmp_path, free):
     free(0)
-    small_run.run(tmp_path / "whole", chunk="auto")
+    _, wanted = small_run.run(tmp_path / "whole", chunk="auto")
 
     def stop():
         free(2**40)
@@ -105,9 +98,9 @@ def test_a_resumed_run_keeps_its_chunk_whatever_is_free_now(tmp_path, free):
     with pytest.raises(RuntimeError, match="stop"):
         # One more than the steps: the first batch is collated to be measured, too.
         small_run.run(tmp_path / "cut", chunk="auto", task=lambda t: small_run.AtStep(t, 8, stop))
-    result, _ = small_run.run(tmp_path / "cut", chunk="auto", resume=True)
+    result, found = small_run.run(tmp_path / "cut", chunk="auto", resume=True)
     assert result.chunk == 1
-    assert losses(tmp_path / "cut") == near(losses(tmp_path / "whole"))
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
 
 
 def test_free_memory_is_real_and_within_a_container(tmp_path):
