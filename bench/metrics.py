@@ -120,7 +120,7 @@ def main() -> int:
     ]  # fmt: skip
     flops = 2 * images * texts * sizes["dim"]
     document = {
-        "command": "python bench/metrics.py",
+        "command": " ".join(["python bench/metrics.py", *(["--no-peers"] * options.no_peers)]),
         "machine": machine,
         "versions": {"numpy": np.__version__, "peers": _peers.REQUIREMENTS.name},
         "claims": claims,

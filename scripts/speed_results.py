@@ -154,7 +154,7 @@ def page(found: Mapping[str, Document]) -> str:
         parts += [curves(document)] if "curves" in document else []
         parts += [floors(document), machine(document)]
         text += "\n".join(part for part in parts if part)
-        text += f"The document: [{name}.json]({folder}/{name}.json).\n"
+        text += f"`{document['command']}`, its document: [{name}.json]({folder}/{name}.json).\n"
     return text
 
 
