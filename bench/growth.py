@@ -133,7 +133,7 @@ def searching(folder: Path, unit: int) -> list[Cost]:
     return [
         Cost(
             "search exactly", size, [ask(n, False, queries[0]) for n in SCALES], 1,
-            "every row is read once", 9,
+            "every row is read once; from 50,000 rows on, its leading coordinates", 9,
         ),
         Cost(
             "search 64 exactly", size, [ask(n, False, queries) for n in SCALES], 1,
@@ -203,7 +203,7 @@ def main() -> int:
         claims.append(
             claim(
                 f"{cost.what}: slope against the expected one", each, [cost.expected] * rounds,
-                names=("measured", "expected"), unit="", at_most=SLACK, note=cost.why,
+                names=("measured", "expected"), unit="", at_most=SLACK, note=cost.why + ".",
                 missed="Not profiled. The small size may fit into a cache that the large "
                 "one has left behind, or "
                 "other work ran beside it: see the interval of the slope and the load.",
