@@ -69,7 +69,7 @@ def floor() -> float:
 
 PICTURE_BOUND = (
     "The floor, bare products with no decoding and nothing between them, would be {:.1f} times as "
-    "fast as the peer: in bf16 the target is out of reach, and int8 has to pass the gate."
+    "fast as the peer. More than that needs fewer bits than bf16, and int8 has to pass the gate."
 )
 TEXT_BOUND = (
     "The peer pads to the longest text of a batch, too, not to 77: what is left to gain are bf16 "
