@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
@@ -43,6 +44,12 @@ def search(page: Page, words: str) -> None:
 def idle(page: Page) -> None:
     """Wait for the answer to what was asked last."""
     expect(page.locator("#content")).not_to_have_attribute("aria-busy", "true")
+
+
+def closed(page: Page) -> None:
+    """Wait until the item is closed: the step back in the history takes its time."""
+    expect(page.locator("#item")).not_to_be_visible()
+    expect(page).not_to_have_url(re.compile("item="))
 
 
 def ids(page: Page, where: str = "#content .grid") -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
-from tests.search.page.acting import DROP, PASTE, Visit, fits, idle, ids, options, search
+from tests.search.page.acting import DROP, PASTE, Visit, closed, fits, idle, ids, options, search
 from tests.search.page.conftest import DESKTOP, PHONE
 from tests.search.query_world import World
 
@@ -74,8 +74,7 @@ def test_a_visit(
 
     keys = page.keyboard
     keys.press("Escape")
-    expect(page.locator("#item")).not_to_be_visible()
-    expect(page).not_to_have_url(re.compile("item="))
+    closed(page)
     keys.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
     keys.press("ControlOrMeta+A")
@@ -159,8 +158,7 @@ def test_the_keyboard_alone(visit: Visit, address: str, searched: World) -> None
     keys.press("ArrowRight")
     expect(page).to_have_url(re.compile(f"item={found[1]}"))
     keys.press("Escape")
-    expect(page.locator("#item")).not_to_be_visible()
-    expect(page).not_to_have_url(re.compile("item="))  # history.back() takes its time
+    closed(page)
     keys.press("c")
     expect(page.locator(".side.frozen .row")).to_have_count(24)
     keys.press("c")

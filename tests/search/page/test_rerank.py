@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 from tests.adapting import train
-from tests.search.page.acting import Visit, fits, idle, ids, options
+from tests.search.page.acting import Visit, closed, fits, idle, ids, options
 from tests.search.page.conftest import DESKTOP, PHONE, _served
 from tests.search.server.making import make_collection
 
@@ -66,6 +66,7 @@ def test_the_switch_re_ranks_and_is_part_of_the_link(visit: Visit, two: str, siz
     page.locator("#content .card").first.click()
     expect(page.locator("#item .facts")).to_contain_text("match")
     page.keyboard.press("Escape")
+    closed(page)
     expect(page).to_have_url(re.compile("rerank=1"))
     page.reload()
     expect(page.locator("#status")).to_contain_text("24 re-ranked in")
