@@ -20,11 +20,21 @@ class Tower:
     width: int
     patches: tuple[int, int] | None = None
 
-    def layer(self, *, attention: bool = True) -> list[tuple[int, int, int]]:
-        """Products (tokens, from, to) of a layer, or of its MLP alone."""
-        d, n = self.width, self.tokens
-        around = [(n, d, d)] * 4 if attention else []
-        return [*around, (n, d, 4 * d), (n, 4 * d, d)]
+    def attention(self) -> list[tuple[int, int, int]]:
+        """Products (tokens, from, to) around the attention of a layer."""
+        return [(self.tokens, self.width, self.width)] * 4
+
+    def mlp(self, tokens: int) -> list[tuple[int, int, int]]:
+        """Products (tokens, from, to) of a layer's MLP."""
+        return [(tokens, self.width, 4 * self.width), (tokens, 4 * self.width, self.width)]
+
+    def mlps(self, layers: int) -> list[tuple[int, int, int]]:
+        """Those of the last `layers` layers; the last one's are of the pooled token."""
+        return [*self.mlp(self.tokens) * (layers - 1), *self.mlp(1)]
+
+    def embedding(self) -> list[tuple[int, int, int]]:
+        """The product that pictures enter through."""
+        return [] if self.patches is None else [(*self.patches, self.width)]
 
 
 VISION = Tower(50, 768, (49, 3 * 32 * 32))
@@ -37,11 +47,11 @@ def step(tower: Tower, adapted: int, *, cached: bool = False) -> list[tuple[int,
     layer's attention, so that this attention has none. With a cached prefix the layers below the
     adapters, and the patches, are not computed.
     """
-    forward = tower.layer() * (adapted if cached else LAYERS)
-    if tower.patches is not None and not cached:
-        tokens, values = tower.patches
-        forward.append((tokens, values, tower.width))
-    return [*forward, *tower.layer() * (adapted - 1), *tower.layer(attention=False)]
+    layers = adapted if cached else LAYERS
+    forward = [*tower.attention() * layers, *tower.mlps(layers)]
+    if not cached:
+        forward += tower.embedding()
+    return [*forward, *tower.attention() * (adapted - 1), *tower.mlps(adapted)]
 
 
 def multiplications(products: list[tuple[int, int, int]]) -> int:
@@ -62,7 +72,8 @@ def most_from_less_work(text: Tower, padded: Tower) -> float:
     """Ratio of the multiplications of full fine-tuning on padded texts and of our step."""
 
     def forward(tower: Tower) -> int:
-        return multiplications(step(tower, 1)) - multiplications(tower.layer(attention=False))
+        layer = [*tower.attention(), *tower.mlp(tower.tokens)]
+        return multiplications([*layer * LAYERS, *tower.embedding()])
 
     full = 3 * (forward(VISION) + forward(padded))
     return full / sum(multiplications(step(tower, LAYERS)) for tower in (VISION, text))

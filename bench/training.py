@@ -79,15 +79,16 @@ def step_claims(folder: Path, rounds: int) -> list[dict[str, Any]]:
 _TEXT = _products.Tower(15, 512)
 """The longest caption of a batch: all are padded to it."""
 _BOUND = (
-    "without weight gradients and padding our step has "
+    "without weight gradients and padding, and with the last MLP for one token, our step has "
     f"{_products.most_from_less_work(_TEXT, _products.Tower(77, 512)):.1f} times fewer "
     "multiplications; the rest is the pace of bf16 products over that of fp32, where the processor "
     "has them"
 )
 _PREFIX = (
     "the second epoch of a run of two; opening the cache is part of the first. In products "
-    f"alone the ratio is {_products.most_from_prefix(_TEXT, 4):.2f}: four layers forward and 3.7 "
-    "back remain of sixteen. Batches, loss and update are less than 1 % of a cached step"
+    f"alone the ratio is {_products.most_from_prefix(_TEXT, 4):.2f}: four layers remain, forward "
+    "and back, of which the lowest needs no gradient of its attention and the last one has the "
+    "pooled token alone in its MLP. Batches, loss and update are less than 1 % of a cached step"
 )
 _LORA = "their collator prepares pictures and texts in every step; ours are prepared before"
 

@@ -17,6 +17,7 @@ from crossadapt.adapters.folder import load_adapter, save_adapter
 from crossadapt.adapters.plan import Insertion, Override
 from crossadapt.adapters.registry import get_method, make_config, method_names
 from crossadapt.adapters.summary import summarise
+from crossadapt.backbones import pooled_token
 from crossadapt.errors import UserError
 
 # Methods that are built from labelled examples score classes, not pairs, and leave the features
@@ -155,6 +156,23 @@ def test_summary_needs_no_weights(method, backbone, shape) -> None:
         == summarise(backbone, config_of(method)).to_dict()
     )
     assert not any(p.requires_grad for p in empty.parameters())
+
+
+def test_the_last_mlp_for_one_token_changes_nothing(method, backbone, monkeypatch) -> None:
+    adapter = attach(backbone, config_of(method))
+    train(backbone, adapter)
+
+    def run() -> tuple[list[torch.Tensor], dict[str, torch.Tensor | None]]:
+        backbone.zero_grad()
+        torch.manual_seed(0)  # dropout
+        loss(backbone).backward()
+        return list(features(backbone)), {n: p.grad for n, p in adapter.named_trained()}
+
+    ours, gradients = run()
+    monkeypatch.setattr(pooled_token, "_unread", lambda tower, block: False)
+    plain, expected = run()
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_save_and_load_give_equal_outputs(method, backbone, tmp_path) -> None:

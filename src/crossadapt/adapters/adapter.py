@@ -58,6 +58,11 @@ class SiteHook:
         return self.blend(output, inputs)
 
     @property
+    def by_token(self) -> bool:
+        """Whether every token is treated by itself; see `crossadapt.backbones.pooled_token`."""
+        return self.rests or bool(getattr(self.module, "by_token", False))
+
+    @property
     def rests(self) -> bool:
         """Whether the site's output stays as it is, here and now."""
         return dialled(self.adapter) == 0.0 or (self.fusion and not is_fusing())

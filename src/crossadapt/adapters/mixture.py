@@ -34,6 +34,11 @@ class _Rows:
         self.batch = batch
         self.parts: list[tuple[Tensor, SiteHook]] = []
 
+    @property
+    def by_token(self) -> bool:
+        """Whether every token is treated by itself; see `crossadapt.backbones.pooled_token`."""
+        return all(hook.by_token for _, hook in self.parts)
+
     def __call__(self, site: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
         if len(first) != self.batch:

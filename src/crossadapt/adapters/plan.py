@@ -25,7 +25,9 @@ class Insertion:
     counted once and saved once. Shared children of different modules work the same way.
     Its parameters are float32; x may be half precision (autocast, or a backbone loaded so), and
     the engine casts the result back to x's dtype. What the module holds beside trained parameters
-    is not saved and must follow from config and seed.
+    is not saved and must follow from config and seed. A module that treats every token by itself
+    says so by an attribute `by_token` that is true; towers then compute their last MLP for the
+    pooled token only.
 
     With `parallel` the module works beside the site instead of behind it: it maps the site's
     *input* (or what the site's `source` says) to what is added to the output. Only for `mlp`,

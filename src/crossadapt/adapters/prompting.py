@@ -107,6 +107,8 @@ class _Replace(_Hook):
 class _Strip(_Hook):
     """Behind the last vision block: the prompts are gone, so that pooling sees patches only."""
 
+    by_token = True
+
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if self.off():
             return output

@@ -19,6 +19,8 @@ class Tap:
     the backbone copies it too.
     """
 
+    by_token = True  # it only keeps; what is done with it is said by the module
+
     def __init__(self, site: Site) -> None:
         self.site = site
 

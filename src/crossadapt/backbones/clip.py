@@ -23,11 +23,20 @@ class CLIPBackbone(TowerTokens, HFBackbone):
     """
 
     family: ClassVar[str] = "clip"
+    pooled_patch: ClassVar[int | None] = 0
 
     @property
     def embedding_dim(self) -> int:
         """Size D of the shared feature space, after both projections."""
         return self.model.config.projection_dim
+
+    def pooled_word(self, ids: Tensor) -> int | Tensor | None:
+        """The first end-of-text token, found as the model finds it."""
+        end = self.model.config.text_config.eos_token_id
+        # Checkpoints from before transformers knew their end token have a 2 there; the end token
+        # has the highest number. Integers of 32 bits, because ONNX knows no other argmax.
+        marks = ids if end == 2 else ids == end
+        return marks.to(torch.int).argmax(dim=-1)
 
     def hub_and_rest(
         self, tower: Literal["vision", "text"], hidden: Tensor, pooled: Tensor, mask: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from crossadapt.backbones.attention import AttentionChoice, choose_attention
 from crossadapt.backbones.base import Site, Tower
 from crossadapt.backbones.fingerprint import Fingerprint, identity_of
 from crossadapt.backbones.overrides import overridden
+from crossadapt.backbones.pooled_token import at_pooled_token
 from crossadapt.backbones.preprocess import ImagePreprocess
 from crossadapt.backbones.tokenizing import Tokens
 from crossadapt.errors import UserError
@@ -69,6 +70,7 @@ class HFBackbone(nn.Module):
     masked_text: ClassVar[bool] = False
     prompt_towers: ClassVar[tuple[str, ...]] = ("vision", "text")
     towers: ClassVar[tuple[Tower, ...]] = ("vision", "text")
+    pooled_patch: ClassVar[int | None] = None
     model: Any
     shadow: nn.Module | None
 
@@ -132,11 +134,24 @@ class HFBackbone(nn.Module):
 
     def image_features(self, model: Any, pixels: Tensor) -> Tensor:
         """Features of pixels by `model` (the frozen model or the shadow); families override it."""
-        return pooled(model.get_image_features(pixel_values=pixels))
+        with self._pooling(model, "vision", self.pooled_patch):
+            return pooled(model.get_image_features(pixel_values=pixels))
 
     def text_features(self, model: Any, ids: Tensor) -> Tensor:
         """Features of token ids by `model`; families override it."""
-        return pooled(model.get_text_features(input_ids=ids))
+        with self._pooling(model, "text", self.pooled_word(ids)):
+            return pooled(model.get_text_features(input_ids=ids))
+
+    def pooled_word(self, ids: Tensor) -> int | Tensor | None:
+        """Which token of ids (B, L) the text tower pools, for all or (B,); None: not only one."""
+        return None
+
+    def _pooling(
+        self, model: Any, tower: Tower, place: int | Tensor | None
+    ) -> AbstractContextManager[None]:
+        if place is None:
+            return nullcontext()
+        return at_pooled_token(model.get_submodule(f"{tower}_model"), place)
 
     def encode_frames(self, pixels: Tensor, mask: Tensor) -> Tensor:
         """Frames (B, F, 3, H, W) and mask (B, F) to features (B, F, D).

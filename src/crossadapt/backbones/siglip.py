@@ -30,6 +30,10 @@ class SiglipBackbone(TowerTokens, HFBackbone):
         """Size D of the shared feature space: the width of the vision tower's pooling head."""
         return self.model.config.vision_config.hidden_size
 
+    def pooled_word(self, ids: Tensor) -> int | Tensor | None:
+        """The last token; pictures are pooled by an attention over all."""
+        return ids.shape[1] - 1
+
     def hub_and_rest(
         self, tower: Literal["vision", "text"], hidden: Tensor, pooled: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

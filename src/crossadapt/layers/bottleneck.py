@@ -41,6 +41,8 @@ class Bottleneck(nn.Module):
         init_std: standard deviation of the initial weights; biases start at 0.
     """
 
+    by_token = True
+
     def __init__(
         self,
         width: int,

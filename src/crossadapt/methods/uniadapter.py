@@ -105,6 +105,8 @@ class Shared(nn.Module):
 class Branch(nn.Module):
     """UA_v or UA_t: ``scale * up(shared(x))`` for x (..., D)."""
 
+    by_token = True
+
     def __init__(self, shared: Shared, up: nn.Linear, scale: float) -> None:
         super().__init__()
         self.shared, self.up, self.scale = shared, up, scale
