@@ -127,6 +127,28 @@ def test_whoever_looks_at_the_tower_sees_every_token(whole) -> None:
         assert same([tokens], [whole(lambda: backbone.image_tokens(pixels)).tokens])
 
 
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [
+        ("", "forward"),
+        ("encoder", "forward"),
+        ("final_layer_norm", "forward"),
+        ("encoder.layers.1", "full_backward"),
+        ("encoder.layers.1.layer_norm2", "forward_pre"),
+        ("encoder.layers.1.mlp.fc2", "forward"),
+        ("encoder.layers.1.mlp.fc2", "full_backward"),
+    ],
+)
+def test_a_hook_of_yours_sees_every_token(where, kind) -> None:
+    backbone = small("clip", text_layers=2)
+    module = backbone.model.text_model.get_submodule(where)
+    handle = getattr(module, f"register_{kind}_hook")(lambda *_: None)
+    assert seen(backbone, "text") > 1
+    assert seen(backbone, "vision") == 1
+    handle.remove()
+    assert seen(backbone, "text") == 1
+
+
 def test_prompts_after_the_patches_leave_the_class_token_where_it_is(whole) -> None:
     backbone = small("clip")
     attach_prompts(backbone, "vision", 3, 2)

@@ -16,7 +16,7 @@ import crossadapt
 from crossadapt.adapters.registry import make_config
 from crossadapt.backbones import exporting
 from crossadapt.backbones.exporting import TOWERS, export
-from crossadapt.backbones.onnx_runtime import ONNX, ONNX_INT8
+from crossadapt.backbones.onnx_runtime import ONNX, ONNX_INT8, behind_last_attention
 from crossadapt.backbones.openvino import OPENVINO
 from crossadapt.backbones.tokenizing import cut
 from crossadapt.errors import UserError
@@ -90,7 +90,19 @@ def test_int8_is_near_but_not_the_same(exported, tmp_path) -> None:
     integers = [
         i for i in onnx.load(tmp_path / "vision.onnx").graph.initializer if i.data_type == 3
     ]
-    assert len([i for i in integers if len(i.dims) == 2]) == 13  # 2 layers of 6, the projection
+    # A layer of 6, and of the last one what is in front of its MLP.
+    assert len([i for i in integers if len(i.dims) == 2]) == 10
+
+
+def test_the_last_products_of_a_tower_stay_in_float32(exported) -> None:
+    for tower, projection in (("vision", "visual"), ("text", "text")):
+        graph = onnx.load(exported / f"{tower}.onnx").graph
+        last = f"/{tower}_model/encoder/layers.1/mlp"
+        assert behind_last_attention(graph) == [
+            f"{last}/fc1/MatMul", f"{last}/fc2/MatMul", f"/{projection}_projection/MatMul"
+        ]  # fmt: skip
+    graph.ClearField("node")
+    assert behind_last_attention(graph) == []
 
 
 _CHILD = """

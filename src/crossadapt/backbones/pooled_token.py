@@ -5,9 +5,9 @@ one token. Its norm and MLP, two thirds of the layer's products, are therefore n
 forward and, in training, backward. What the MLP gives is added to the residual stream of all
 tokens; it is right at the pooled one, and nothing reads the others.
 
-That nothing does is checked at every call. A forward hook behind the last attention may read what
-it likes, unless a true attribute `by_token` says that it treats every token by itself. With one
-hook that does not say so, the whole layer is computed.
+That nothing does is checked at every call. A hook behind the last attention may read what it likes,
+unless a true attribute `by_token` says that it treats every token by itself. With one hook that
+does not say so, the whole layer is computed.
 """
 
 from __future__ import annotations
@@ -57,10 +57,12 @@ class _OneToken:
         return x[torch.arange(x.shape[0], device=x.device), self.place.to(x.device)].unsqueeze(1)
 
 
-def _unread(tower: nn.Module, block: Any) -> bool:
+def _unread(tower: Any, block: Any) -> bool:
     """Whether nothing but modules that work token by token sees what the last MLP makes."""
-    behind = [tower, tower.encoder, block, block.layer_norm2, *block.mlp.modules()]
-    hooks = [hook for module in behind for hook in module._forward_hooks.values()]
-    for module in behind[3:]:
-        hooks += module._forward_pre_hooks.values()
+    entry = {tower.embeddings, tower.encoder}
+    others = [m for child in tower.children() if child not in entry for m in child.modules()]
+    inner = [block.layer_norm2, *block.mlp.modules(), *others]
+    hooks = [hook for m in inner for hook in m._forward_pre_hooks.values()]
+    for module in (tower, tower.encoder, block, *inner):
+        hooks += [*module._forward_hooks.values(), *module._backward_hooks.values()]
     return all(getattr(hook, "by_token", False) for hook in hooks)

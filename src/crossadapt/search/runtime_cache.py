@@ -23,7 +23,7 @@ from crossadapt.data.files import cache_dir
 from crossadapt.errors import UserError
 from crossadapt.files import make_folder, write_failure, write_file
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when the way towers are exported changes."""
 _FILES = "files.json"
 _MEASURED = "measured.json"
