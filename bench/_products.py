@@ -47,11 +47,16 @@ def step(tower: Tower, adapted: int, *, cached: bool = False) -> list[tuple[int,
     layer's attention, so that this attention has none. With a cached prefix the layers below the
     adapters, and the patches, are not computed.
     """
-    layers = adapted if cached else LAYERS
-    forward = [*tower.attention() * layers, *tower.mlps(layers)]
-    if not cached:
-        forward += tower.embedding()
-    return [*forward, *tower.attention() * (adapted - 1), *tower.mlps(adapted)]
+    start = LAYERS - adapted if cached else 0
+    back = [*tower.attention() * (adapted - 1), *tower.mlps(adapted)]
+    return [*forward(tower, start), *back]
+
+
+def forward(tower: Tower, start: int = 0) -> list[tuple[int, int, int]]:
+    """Products of a row through the layers from `start` on; before the first one, the patches."""
+    layers = LAYERS - start
+    entry = [] if start else tower.embedding()
+    return [*entry, *tower.attention() * layers, *tower.mlps(layers)]
 
 
 def multiplications(products: list[tuple[int, int, int]]) -> int:
@@ -71,21 +76,20 @@ def most_from_prefix(text: Tower, adapted: int) -> float:
 def most_from_less_work(text: Tower, padded: Tower) -> float:
     """Ratio of the multiplications of full fine-tuning on padded texts and of our step."""
 
-    def forward(tower: Tower) -> int:
+    def whole(tower: Tower) -> int:
         layer = [*tower.attention(), *tower.mlp(tower.tokens)]
         return multiplications([*layer * LAYERS, *tower.embedding()])
 
-    full = 3 * (forward(VISION) + forward(padded))
+    full = 3 * (whole(VISION) + whole(padded))
     return full / sum(multiplications(step(tower, LAYERS)) for tower in (VISION, text))
 
 
-def pace(text: Tower, rows: int, precision: str, rounds: int = 4) -> float:
-    """Rows/s of the bare products of a step with adapters everywhere, in fp32 or bf16."""
+def pace(shapes: list[tuple[int, int, int]], rows: int, precision: str, rounds: int = 4) -> float:
+    """Rows/s of bare products (tokens of a row, from, to), in fp32 or bf16."""
     import torch
     from torch.nn.functional import linear
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    shapes = [shape for tower in (VISION, text) for shape in step(tower, LAYERS)]
     operands = {
         (n, a, b): (torch.randn(rows * n, a, dtype=dtype), torch.randn(b, a, dtype=dtype))
         for n, a, b in set(shapes)

@@ -1,12 +1,12 @@
 """Embedding: files to vectors and texts to vectors, against sentence-transformers and open_clip.
 
-    python bench/embedding.py [--pictures 1000] [--captions 4000] [--rounds 5] [--output FILE]
+    python bench/embedding.py [--pictures 1000] [--captions 1000] [--rounds 5] [--output FILE]
 
 All sides load CLIP ViT-B/32 with the same random weights from one directory (open_clip has random
 weights of its own: there only the speed is compared) and read the same files and captions. The
 vectors of both sides are compared after the last round. Runtimes are compared with our own PyTorch
 embedder, on prepared pictures. The floor is the matrix products of the
-vision tower, bare, in bf16.
+vision tower, bare, in the precision that the embedder chooses here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,13 @@ import numpy as np
 
 import _model
 import _peers
+import _products
 import _record
 from _sides import Side, alternate, claim
 
 _NOISE = 0.02
+_RUNTIMES = 128
+"""Pictures on which runtimes are compared: four batches of their pace, prepared before."""
 
 
 def make_adapter(model: Path) -> None:
@@ -45,35 +47,18 @@ def make_adapter(model: Path) -> None:
     save_adapter(backbone, "default", model.parent / "adapter")
 
 
-def floor() -> float:
-    """Pictures/s of the matrix products of ViT-B/32's layers alone, batch 32, bf16."""
-    import torch
-    from torch.nn.functional import linear
-
-    tokens = torch.randn(32 * 50, 768, dtype=torch.bfloat16)
-    hidden = torch.randn(32 * 50, 3072, dtype=torch.bfloat16)
-    square = torch.randn(768, 768, dtype=torch.bfloat16)
-    up, down = torch.randn(3072, 768).bfloat16(), torch.randn(768, 3072).bfloat16()
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(4):
-            start = time.perf_counter()
-            for _ in range(12):
-                for _ in range(4):
-                    linear(tokens, square)
-                linear(tokens, up)
-                linear(hidden, down)
-            seconds.append(time.perf_counter() - start)
-    return 32 / min(seconds[1:])
+def floor(precision: str) -> float:
+    """Pictures/s of the bare products of ViT-B/32 with its weights, batch 32."""
+    return _products.pace([*_products.forward(_products.VISION)], 32, precision)
 
 
 PICTURE_BOUND = (
     "The floor, bare products with no decoding and nothing between them, would be {:.1f} times as "
-    "fast as the peer. More than that needs fewer bits than bf16, and int8 has to pass the gate."
+    "fast as the peer. More than that needs fewer bits than {}, and int8 has to pass the gate."
 )
 TEXT_BOUND = (
     "The peer pads to the longest text of a batch, too, not to 77: what is left to gain are bf16 "
-    "products and batches of like length. Not profiled further."
+    "products where the processor has them, and batches of like length. Not profiled further."
 )
 
 
@@ -142,13 +127,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     _record.output_option(parser)
     parser.add_argument("--pictures", type=int, default=1000)
-    parser.add_argument("--captions", type=int, default=4000)
+    parser.add_argument("--captions", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="a few inputs, one round")
     args = parser.parse_args()
+    from crossadapt.backbones.precision import choose_precision
+
     if args.smoke:
         args.pictures, args.captions, args.rounds = 32, 256, 1
-    machine, floor_pace = _record.machine(), floor()
+    machine, precision = _record.machine(), choose_precision().name
+    floor_pace = floor(precision)
     with tempfile.TemporaryDirectory(prefix="crossadapt-bench-") as folder:
         work = Path(folder)
         _model.make_model(work / "model", _peers.python())
@@ -167,11 +155,11 @@ def main() -> None:
             ours, theirs, cosine = compare(work, part, peer, inputs, args.rounds)
             agree = "other random weights" if np.isnan(cosine) else f"least cosine {cosine:.5f}"
             most = floor_pace / float(np.median(theirs))
-            bound = PICTURE_BOUND.format(most) if part == "images" else TEXT_BOUND
+            bound = PICTURE_BOUND.format(most, precision) if part == "images" else TEXT_BOUND
             claims.append(claim(what, ours, theirs, names=("crossadapt", peer), unit=unit,
                                 at_least=target, note=agree + ".", missed=bound))  # fmt: skip
         claims.append(overhead(work, texts, args.rounds))
-        claims.extend(runtimes(work, pictures, args.rounds))
+        claims.extend(runtimes(work, pictures[:_RUNTIMES], args.rounds))
     _record.finish(
         {
             "machine": machine,
@@ -179,7 +167,7 @@ def main() -> None:
             f"--captions {args.captions} --rounds {args.rounds}",
             "versions": {name: version(name) for name in ("torch", "transformers")},
             "claims": claims,
-            "floor": [{"what": "bare matrix products of the vision tower, bf16",
+            "floor": [{"what": f"bare matrix products of the vision tower, {precision}",
                        "value": round(floor_pace, 1), "unit": "pictures/s"}],
         },
         args.output,

@@ -118,9 +118,10 @@ def floor() -> dict[str, Any]:
     from crossadapt.backbones.precision import choose_precision
 
     precision = choose_precision().name
+    shapes = [s for tower in (_products.VISION, _TEXT) for s in _products.step(tower, 12)]
     return {
         "what": f"bare matrix products of a step, forward and to the inputs, {precision}",
-        "value": round(_products.pace(_TEXT, 32, precision), 1),
+        "value": round(_products.pace(shapes, 32, precision), 1),
         "unit": "pairs/s",
     }
 

@@ -16,6 +16,7 @@ def test_multiplications_of_a_step():
     assert count(products.step(tower, 4)) == layer * (11 + 3) + last * 2 - 5 * 400
     assert count(products.step(tower, 4, cached=True)) == layer * (3 + 3) + last * 2 - 5 * 400
     assert count(products.step(tower, 1, cached=True)) == last + 800
+    assert count(products.forward(tower)) == layer * 11 + last
     embedded = products.step(products.VISION, 4)
     assert count(embedded) - count(products.step(products.Tower(50, 768), 4)) == 49 * 3072 * 768
 
@@ -28,4 +29,4 @@ def test_bounds():
     assert products.most_from_less_work(text, products.Tower(77, 512)) == pytest.approx(
         2.40, abs=0.01
     )
-    assert products.pace(products.Tower(2, 8), 1, "fp32", rounds=1) > 0
+    assert products.pace(products.step(products.Tower(2, 8), 12), 1, "fp32", rounds=1) > 0
