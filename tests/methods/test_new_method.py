@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("new-method")  # what it looks at is made once per process
+
 ROOT = Path(__file__).resolve().parents[2]
 
 TOY = '''"""Toy gain: a trained factor per channel after every MLP. Not a published method."""

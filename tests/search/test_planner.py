@@ -17,6 +17,8 @@ from crossadapt.search.card import Card, View
 from crossadapt.search.collection import Collection, Collections
 from crossadapt.search.exact import Block, blocks, masked, products, scores, top
 
+pytestmark = pytest.mark.xdist_group("planner")  # the index is made once per process
+
 COUNT, DIM = 20_000, 64
 VECTORS, CLUSTER = clustered(COUNT, DIM, 200)
 OTHER = unit(VECTORS + clustered(COUNT, DIM, 200, seed=5)[0])
