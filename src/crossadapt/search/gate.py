@@ -90,7 +90,7 @@ def measure(snapshot: Snapshot, view: str, partitions: int, target: float) -> di
     rows, _ = top(queries, parts(), DEPTH)
     names = np.concatenate(ids)
     wanted = [set(names[row]) for row in rows]
-    probes = 1
+    probes = min(partitions, max(4, partitions // 100))
     while True:
         recall = _recall(snapshot, view, queries, wanted, probes)
         if recall >= target or probes == partitions:
