@@ -79,6 +79,8 @@ def records(root: Path = ROOT) -> dict[str, Record | None]:
 def joined(documents: Sequence[Record]) -> Record:
     """One record of several comparisons; of a method that is in more than one, the first.
 
+    Rows of the frozen model, under whatever names, are those of the first comparison.
+
     Raises:
         ValueError: they do not have the same settings.
     """
@@ -90,7 +92,7 @@ def joined(documents: Sequence[Record]) -> Record:
             if first["config"].get(name) != other["config"].get(name):
                 raise ValueError(f"{other['title']}: {name} differs from the first comparison")
         known = {row["method"] for row in rows}
-        new = [row for row in other["rows"] if row["method"] not in known]
+        new = [row for row in other["rows"] if row["trained"] and row["method"] not in known]
         named = {row["method"] for row in new}
         rows += new
         notes += [note for note in other["notes"] if note.partition(": ")[0] in named]

@@ -139,6 +139,7 @@ def test_comparisons_of_the_same_settings_are_joined_and_told_apart(record) -> N
     rows = {row["method"]: row for row in record["rows"]}
     first = settings({**record, "rows": [rows["zero-shot"], rows["best"]], "notes": ["best: own."]})
     other = settings(record, seeds=[3, 4], precision="bf16")
+    other["rows"].append({**rows["zero-shot"], "method": "zero-shot, under another name"})
     other["notes"] = ["best: left out.", "cheap: a note of it."]
     found = pages.joined([first, other])
     names = [row["method"] for row in found["rows"]]
