@@ -1,4 +1,4 @@
-"""The matrix products of one training step on CLIP ViT-B/32: how many, and their pace.
+"""The matrix products of a pass and a training step of CLIP ViT-B/32: how many, and their pace.
 
 Counted are the products with frozen weights, forward and back to the input: those of the adapters
 (a hundredth), of the attention scores, and everything that is no product come on top.
