@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lancedb.index
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from crossadapt.search import gate, index_plan
 from crossadapt.search.card import Card, View
 from crossadapt.search.collection import Collection, Collections
 from crossadapt.search.exact import Block, blocks, masked, products, scores, top
+from crossadapt.search.store.lance import LanceTable
 
 pytestmark = pytest.mark.xdist_group("planner")  # the index is made once per process
 
@@ -79,7 +81,7 @@ def recall(
 
 def test_the_index_reaches_the_recall_it_promises(reader: Collection) -> None:
     stats = reader.stats()
-    assert stats["index"] == "IVF_SQ"
+    assert stats["index"] == "IVF_FLAT"
     assert stats["recall"] >= 0.95
     assert (stats["indexed_rows"], stats["unindexed_rows"]) == (COUNT, 0)
     assert stats["index_views"]["adapted"]["probes"] < stats["index_views"]["adapted"]["partitions"]
@@ -161,6 +163,22 @@ def test_over_the_limit_without_an_index_is_exact_and_said(tmp_path: Path) -> No
         assert collection.search(np.ones(16)).plan == "exact"
         assert "no index" in collection.stats()["notes"][0]
         assert collection.stats()["index"] == "exact"
+
+
+def test_an_index_of_another_kind_is_not_used_and_maintain_replaces_it(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Collections(tmp_path, exact_limit=100)
+    with home.create(CARD) as collection:
+        collection.upsert(items(300))
+        with monkeypatch.context() as earlier:
+            earlier.setattr(LanceTable, "index_kind", "IVF_SQ")
+            earlier.setattr(lancedb.index, "IvfFlat", lancedb.index.IvfSq)
+            assert collection.maintain()["stats"]["index"] == "IVF_SQ"
+        assert collection.search(np.ones(16)).plan == "exact"
+        assert "maintain" in collection.stats()["notes"][0]
+        assert collection.maintain()["stats"]["index"] == "IVF_FLAT"
+        assert collection.search(np.ones(16)).plan == "index"
 
 
 def test_growth_rebuilds_the_index(tmp_path: Path, quick: None) -> None:

@@ -225,7 +225,7 @@ def test_the_index_says_what_it_covers_and_compact_extends_it(table: StoredTable
     table.upsert(whole(rows(range(295, 320), seed=3)))
     state = table.index("vector_frozen")
     assert state is not None
-    assert (state.kind, state.rows, state.unindexed) == ("IVF_SQ", 295, 25)
+    assert (state.kind, state.rows, state.unindexed) == ("IVF_FLAT", 295, 25)
     table.compact(3600)
     state = table.index("vector_frozen")
     assert state is not None

@@ -14,6 +14,8 @@ from crossadapt.search.store.protocol import StoredTable
 
 QUERIES = 200
 """Queries the recall is measured with."""
+LEAST_PROBES = 4
+"""Parts looked at however good the recall is: a query from a text lies farther out than these."""
 DEPTH = 10
 """Recall is of the exact ten nearest."""
 
@@ -38,13 +40,13 @@ def maintain(
         partitions = known.get(view, {}).get("partitions", 0)
         state = table.index(vector_column(view))
         right = partitions_for(rows)
-        if state is None or not right / 2 <= partitions <= right * 1.5:
+        same = state is not None and state.kind == table.index_kind
+        if not same or not right / 2 <= partitions <= right * 1.5:
             partitions = right
             table.build_index(vector_column(view), partitions)
         views[view] = measure(snapshot, view, partitions, recall)
-    state = table.index(vector_column(card.default_view))
     return {
-        "kind": state.kind if state else "exact",
+        "kind": table.index_kind,
         "rows": rows,
         "target": recall,
         "recall": min(view["recall"] for view in views.values()),
@@ -90,7 +92,7 @@ def measure(snapshot: Snapshot, view: str, partitions: int, target: float) -> di
     rows, _ = top(queries, parts(), DEPTH)
     names = np.concatenate(ids)
     wanted = [set(names[row]) for row in rows]
-    probes = min(partitions, max(4, partitions // 100))
+    probes = min(partitions, LEAST_PROBES)
     while True:
         recall = _recall(snapshot, view, queries, wanted, probes)
         if recall >= target or probes == partitions:
@@ -117,7 +119,7 @@ def _recall(
 def stats(snapshot: Snapshot, uri: str, exact_limit: int) -> dict[str, Any]:
     """What `Collection.stats` returns."""
     card, table = snapshot.card, snapshot.table
-    facts = card.facts.get("index", {})
+    facts = snapshot.index
     indexed = unindexed = 0
     if facts.get("views"):
         state = table.index(vector_column(card.default_view))

@@ -94,7 +94,7 @@ def search(
 
 def index_facts(snapshot: Snapshot, view: str, strength: float) -> dict[str, dict[str, Any]]:
     """View to what was measured of its index; empty when one that is needed has none."""
-    known = snapshot.card.facts.get("index", {}).get("views", {})
+    known = snapshot.index.get("views", {})
     needed = {view, FROZEN} if strength < 1 else {view}
     return {name: known[name] for name in needed} if needed <= known.keys() else {}
 
@@ -208,9 +208,10 @@ def probe(
     if where is None:
         return (*snapshot.table.nearest(column, query, k, None, probes), probes)
     # The k-th neighbour that passes is as far out as the (k / share)-th of all, or farther when
-    # the filter and the place go together. Rows that do not pass cost a probe nothing.
+    # the filter and the place go together. Rows that do not pass cost a probe nothing. Two answers
+    # out of very few parts can agree by chance, so there is a least number of them.
     share = max(passing / max(snapshot.count, 1), 1e-6)
-    probes = min(partitions, math.ceil(probes / share))
+    probes = min(partitions, math.ceil(max(probes, partitions // 100) / share))
     ids, values = snapshot.table.nearest(column, query, k, where, probes)
     while probes < partitions:
         probes = min(partitions, 2 * probes)

@@ -43,6 +43,12 @@ class Snapshot:
                 self._cached = cached_rows(self.card, self.table)
             return self._cached
 
+    @property
+    def index(self) -> dict[str, Any]:
+        """What `gate.maintain` stored of its index; empty where the store makes another kind now."""
+        facts = self.card.facts.get("index", {})
+        return facts if facts.get("kind") == self.table.index_kind else {}
+
     def condition(self, text: str) -> Condition | None:
         """A filter, read with the columns of this collection."""
         return filter_parser.parse(text, self.card.filterable)

@@ -38,6 +38,11 @@ class LanceTable:
         self._table, self._where = table, where
 
     @property
+    def index_kind(self) -> str:
+        """Parts of whole vectors: answers need no second comparison, which costs more than it."""
+        return "IVF_FLAT"
+
+    @property
     def version(self) -> int:
         """Lance's version number."""
         return self._table.version
@@ -114,8 +119,7 @@ class LanceTable:
             query = query.where(to_sql(where), prefilter=True)
         if probes is not None:
             query = query.nprobes(probes)
-        # Stored as 8-bit numbers: the best are compared once more with their real vectors.
-        found = self._read(lambda: query.refine_factor(4).to_arrow())
+        found = self._read(lambda: query.to_arrow())
         return found["id"].to_pylist(), 1 - found["_distance"].to_numpy().astype(np.float32)
 
     def index(self, column: str) -> IndexState | None:
@@ -131,10 +135,10 @@ class LanceTable:
         return None
 
     def build_index(self, column: str, partitions: int) -> None:
-        """IVF over 8-bit numbers (``IVF_SQ``), inner product."""
-        from lancedb.index import BTree, IvfSq
+        """IVF over the vectors themselves, inner product."""
+        from lancedb.index import BTree, IvfFlat
 
-        config = IvfSq(distance_type="dot", num_partitions=partitions)
+        config = IvfFlat(distance_type="dot", num_partitions=partitions)
         self._write(lambda: self._table.create_index(column, config=config, replace=True))
         if not any(c.columns == ["id"] for c in self._read(self._table.list_indices)):
             self._write(lambda: self._table.create_index("id", config=BTree()))

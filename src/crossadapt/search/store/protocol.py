@@ -23,7 +23,7 @@ class IndexState:
     """The approximate index of one vector column."""
 
     kind: str
-    """For people, such as ``IVF_SQ``."""
+    """Such as ``IVF_FLAT``."""
     rows: int
     """Rows it covers."""
     unindexed: int
@@ -39,6 +39,11 @@ class StoredTable(Protocol):
     @property
     def version(self) -> int:
         """Number of the version seen; every write makes a higher one."""
+        ...
+
+    @property
+    def index_kind(self) -> str:
+        """The `IndexState.kind` that `build_index` makes and `nearest` understands."""
         ...
 
     @property
