@@ -108,34 +108,42 @@ def top(
         Row numbers, int64 (<= k,), and scores, float32 (<= k,), of each query, best first.
     """
     count = len(queries)
-    rows = [np.empty(0, np.int64)] * count
-    best = [np.empty(0, np.float32)] * count
+    # What is kept of all queries, in the order of queries, best first.
+    owners, rows = np.empty(0, np.int64), np.empty(0, np.int64)
+    best = np.empty(0, np.float32)
     floor = np.full((count, 1), -np.inf, np.float32)
     for block in parts:
         found = scores(queries, block, strength)
         if block.counted is not None:
             found[:, ~block.counted] = -np.inf
         # After the first block few rows beat a query's k-th best: one comparison, no sorting.
-        for query in np.flatnonzero((found > floor).any(axis=1)):
-            row = found[query]
-            better = np.flatnonzero(row > floor[query])
-            if len(better) > 4 * k:
-                better = _best(row, k)
-            values = np.concatenate([best[query], row[better]])
-            numbers = np.concatenate([rows[query], better + block.start])
-            keep = np.lexsort((numbers, -values))[:k]
-            best[query], rows[query] = values[keep], numbers[keep]
-            if len(keep) == k:
-                floor[query] = values[keep[-1]]
-    return rows, best
+        asked, places = np.divmod(_better(found, floor, k), max(found.shape[1], 1))
+        if not len(asked):
+            continue
+        owners = np.concatenate([owners, asked])
+        rows = np.concatenate([rows, places + block.start])
+        best = np.concatenate([best, found[asked, places]])
+        order = np.lexsort((rows, -best, owners))
+        owners, rows, best = owners[order], rows[order], best[order]
+        keep = np.arange(len(owners)) - np.searchsorted(owners, owners) < k
+        owners, rows, best = owners[keep], rows[keep], best[keep]
+        ends = np.searchsorted(owners, np.arange(count), "right")
+        full = np.diff(ends, prepend=0) == k
+        floor[full, 0] = best[ends[full] - 1]
+    ends = np.searchsorted(owners, np.arange(1, count))
+    return np.split(rows, ends), np.split(best, ends)
 
 
-def _best(row: np.ndarray, k: int) -> np.ndarray:
-    """Numbers of the `k` largest of a row, and of all that equal the smallest of them."""
-    if k >= len(row):
-        return np.flatnonzero(row > -np.inf)
-    least = np.partition(row, len(row) - k)[len(row) - k]
-    return np.flatnonzero((row >= least) & (row > -np.inf))
+def _better(found: np.ndarray, floor: np.ndarray, k: int) -> np.ndarray:
+    """Flat numbers of the scores (Q, B) above their query's floor (Q, 1) that can be among `k`.
+
+    Where they are many, as in the first block, only each query's `k` largest and their equals.
+    """
+    above = found > floor
+    if k < found.shape[1] and np.count_nonzero(above) > 4 * k * len(found):
+        at = found.shape[1] - k
+        above &= found >= np.partition(found, at, axis=1)[:, at : at + 1]
+    return np.flatnonzero(above)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
