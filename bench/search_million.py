@@ -52,7 +52,7 @@ def built(folder: Path, vectors: np.ndarray, limit: int) -> Collections:
                 ids = [f"{row:032x}" for row in range(start, start + len(part))]
                 flat = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
                 collection.upsert(pa.table({"id": ids, "vector_frozen": flat}))
-            collection.maintain(recall=RECALL)
+            collection.maintain(recall=RECALL, keep_seconds=0)  # its bytes are those of one version
         done.touch()
     return home
 
