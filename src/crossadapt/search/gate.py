@@ -14,9 +14,8 @@ from crossadapt.search.store.protocol import StoredTable
 
 QUERIES = 200
 """Queries the recall is measured with."""
-PART_ROWS = 2048
-"""Rows per part of an index. LanceDB's `optimize` joins parts of less than 1,024 rows, into worse
-ones: a million rows in a thousand parts needed 9 probes before it and 108 after, for one recall."""
+PART_ROWS = 1024
+"""Rows per part of an index."""
 LEAST_PROBES = 2
 """Parts looked at however good the recall is: a query from a text lies farther out than these."""
 DEPTH = 10
