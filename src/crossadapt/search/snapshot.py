@@ -45,7 +45,7 @@ class Snapshot:
 
     @property
     def index(self) -> dict[str, Any]:
-        """What `gate.maintain` stored of its index; empty where the store makes another kind now."""
+        """What `gate.maintain` stored of its index; empty where the store now makes another."""
         facts = self.card.facts.get("index", {})
         return facts if facts.get("kind") == self.table.index_kind else {}
 

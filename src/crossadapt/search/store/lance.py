@@ -155,8 +155,7 @@ class LanceTable:
 
     def size(self) -> int:
         """Bytes of the rows and of the indexes."""
-        indexes = (config.size_bytes or 0 for config in self._read(self._table.list_indices))
-        return int(self._read(self._table.stats)["total_bytes"]) + sum(indexes)
+        return int(self._read(self._table.stats)["total_bytes"])
 
     def _read(self, action: Callable[[], ResultT]) -> ResultT:
         return _translated(action, self._where, writing=False)
