@@ -52,7 +52,8 @@ crossadapt compare --suite retrieval --output runs/costs --epochs 1   # for the 
 Every method trains with each seed in a process of its own, on the training split; the checkpoint
 is chosen on the validation split; the numbers are those of the held-out split. Share is trained
 parameters over those of the backbone. Seconds are those of one epoch with its two validations, MiB
-the peak memory of the process, both with one thread on one machine.
+the peak memory of the process, both with one thread on one machine, where a run may have had others
+beside it: they compare the methods of one table, roughly.
 """
 
 Record = Mapping[str, Any]
