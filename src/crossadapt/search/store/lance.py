@@ -141,7 +141,7 @@ class LanceTable:
         # As a size, not as a number: LanceDB keeps the size with the index. Without one, `optimize`
         # joins all parts of less than 1,024 rows into worse ones; for one recall, a thousand parts
         # of a million rows needed 9 probes before it and 108 after.
-        rows = max(1, self.count() // partitions)
+        rows = max(1, -(-self.count() // partitions))  # rounded up: never more parts than asked for
         config = IvfFlat(distance_type="dot", target_partition_size=rows)
         self._write(lambda: self._table.create_index(column, config=config, replace=True))
         if not any(c.columns == ["id"] for c in self._read(self._table.list_indices)):
