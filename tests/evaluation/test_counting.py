@@ -40,7 +40,9 @@ KINDS = ("random", "nearly level", "whole numbers", "large groups", "copies")
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block", [1, 5000, 2**20])
-def test_both_directions_equal_the_definition(kind, block, monkeypatch):
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+def test_both_directions_equal_the_definition(kind, block, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setattr(exact_scores, "_PAIRS", 64)
     monkeypatch.setattr(exact_scores, "_HELD", 100)
     texts, images, text_codes, image_codes = problem(kind)

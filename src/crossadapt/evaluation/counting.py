@@ -1,9 +1,10 @@
 """Ranks of both directions out of one matrix product, counted while it is made.
 
-The product of all rows with all columns is made in float32, tile by tile, and only ever one tile
-is held. A tile is compared with the thresholds of its rows and, for the other direction, with
-those of its columns; what is counted is bits, there is no sort. Each element costs four
-comparisons, a few per cent of the 2 D operations that made it.
+The product of all rows with all columns is made in float32, tile by tile, and every thread holds
+one tile. It is compared with the thresholds of its rows and, for the other direction, with those of
+its columns; what is counted is bits, there is no sort. Each element costs four comparisons, a few
+per cent of the 2 D operations that made it. A thread both multiplies and counts: while one waits
+for memory the other computes, and nobody waits for the slowest part of a product.
 
 Why the counts are exact though float32 sums depend on their order: a score x~ of the product and
 the pair's own score x (`exact_scores`: float64, rounded once) differ by at most
@@ -20,17 +21,21 @@ more than the faster product saves.
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 
 import numpy as np
 
 from crossadapt.evaluation.exact_scores import Best, block_scores, norms, pair_scores
-from crossadapt.parallel import spread
+from crossadapt.parallel import stream, threads
 
 _STRIP = 32
 """Rows compared at once: with all columns of a tile they stay in the processor's cache."""
 _PART = 128
-"""Rows that one thread counts; at most 255, since a column's count is a byte."""
+"""Rows counted in bytes, a byte per column; at most 255."""
+_ROWS = 1280
+"""Rows of a tile at most: of fewer, each product prepares its columns for less work."""
 _COLUMNS = 5120
 """Columns of a tile: numpy compares long rows nearly twice as fast as rows of a quarter of that,
 and the product is as fast as that of the whole matrices."""
@@ -58,18 +63,20 @@ class _Side:
         self.high = np.nextafter((exact + error).astype(np.float32), np.float32(np.inf))
         self.above = np.zeros(len(queries), np.int64)
         self.level = np.zeros(len(queries), np.int64)
+        self._lock = threading.Lock()
 
     def settle(
         self, scores: np.ndarray, surely: np.ndarray, maybe: np.ndarray, mine: slice, theirs: slice
     ) -> None:
-        """Count one tile, seen with this side's queries in rows.
+        """Count one tile, seen with this side's queries in rows; called by several threads.
 
         Args:
             scores: float32 (A, B).
             surely, maybe: how many scores are above `high`, and at or above `low`, (A,).
             mine, theirs: the queries and items of the tile.
         """
-        self.above[mine] += surely
+        with self._lock:
+            self.above[mine] += surely
         at = self.best.item[mine]
         # The best own item lies between the thresholds by construction; look where more does.
         expected = (at >= theirs.start) & (at < theirs.stop)
@@ -83,8 +90,11 @@ class _Side:
             exact = block_scores(self.queries[asked], self.items[theirs])
             between &= self.codes[asked, None] != self.others[theirs]
             best = self.best.score[asked, None]
-            self.above[asked] += np.count_nonzero(between & (exact > best), axis=1)
-            self.level[asked] += np.count_nonzero(between & (exact == best), axis=1)
+            above = np.count_nonzero(between & (exact > best), axis=1)
+            level = np.count_nonzero(between & (exact == best), axis=1)
+            with self._lock:
+                self.above[asked] += above
+                self.level[asked] += level
             return
         # Several times as fast as `nonzero` of two dimensions.
         row, column = np.divmod(np.flatnonzero(between), between.shape[1])
@@ -92,8 +102,9 @@ class _Side:
         other = self.codes[query] != self.others[item]
         query, item = query[other], item[other]
         exact, best = pair_scores(self.queries, self.items, query, item), self.best.score[query]
-        np.add.at(self.above, query, exact > best)
-        np.add.at(self.level, query, exact == best)
+        with self._lock:
+            np.add.at(self.above, query, exact > best)
+            np.add.at(self.level, query, exact == best)
 
 
 def count(
@@ -114,7 +125,7 @@ def count(
         row_codes: group numbers (Q,).
         column_codes: group numbers (M,).
         own: what `best_own` found.
-        block: scores held at once, at least a small tile.
+        block: scores held at once by all threads, at least a small tile each.
         both: every column has an own row too, and its rank is asked for.
     """
     lengths, others = norms(rows), norms(columns)
@@ -122,40 +133,49 @@ def count(
     second = None
     if both:
         second = _Side(columns, rows, column_codes, row_codes, own[1], others, lengths.max())
+    block //= threads()
     wide = max(_LEAST, min(_COLUMNS, 2 * math.isqrt(block), block // _LEAST))
     wide = min(wide, len(columns))
-    tall = min(max(_LEAST, block // wide), len(rows))
-    held = np.empty(tall * wide, np.float32)
-    for left in range(0, len(columns), wide):
+    tall = min(max(_LEAST, block // wide), len(rows), _ROWS)
+    # As many tiles for every thread, so that they end together.
+    turns = -(-len(rows) // (tall * threads()))
+    tall = min(tall, max(_LEAST, -(-len(rows) // (turns * threads()))))
+    own_memory = threading.local()
+
+    def tile(corner: tuple[int, int]) -> None:
+        left, top = corner
+        mine = slice(top, min(top + tall, len(rows)))
         theirs = slice(left, min(left + wide, len(columns)))
-        for top in range(0, len(rows), tall):
-            mine = slice(top, min(top + tall, len(rows)))
-            shape = (mine.stop - top, theirs.stop - left)
-            scores = np.matmul(
-                rows[mine], columns[theirs].T, out=held[: shape[0] * shape[1]].reshape(shape)
-            )
-            _tile(scores, mine, theirs, first, second)
+        shape = (mine.stop - mine.start, theirs.stop - theirs.start)
+        if not hasattr(own_memory, "scores"):
+            own_memory.scores = np.empty(tall * wide, np.float32)
+        held = own_memory.scores[: shape[0] * shape[1]].reshape(shape)
+        scores = np.matmul(rows[mine], columns[theirs].T, out=held)
+        _count_tile(scores, mine, theirs, first, second)
+
+    corners = itertools.product(range(0, len(columns), wide), range(0, len(rows), tall))
+    for _ in stream(tile, corners):
+        pass
     found = [side for side in (first, second) if side is not None]
     return [(1 + side.above, 1 + side.above + side.level) for side in found]
 
 
-def _tile(
+def _count_tile(
     scores: np.ndarray, mine: slice, theirs: slice, first: _Side, second: _Side | None
 ) -> None:
     """Count one tile for both sides."""
+    wide = scores.shape[1]
     in_rows = np.empty((2, len(scores)), np.int64)
-
-    def part(top: int) -> np.ndarray:
-        """Fill `in_rows` for some rows; counts of their columns, uint8 (2, B)."""
-        rows = scores[top : top + _PART]
-        in_columns = np.zeros((2, rows.shape[1]), np.uint8)
-        # Each byte is one comparison. What lies behind the columns stays 0.
-        truth = np.zeros((min(_STRIP, len(rows)), -(-rows.shape[1] // _RUN) * _RUN), bool)
-        for at in range(0, len(rows), _STRIP):
-            some = rows[at : at + _STRIP]
+    in_columns = np.zeros((2, wide), np.int64)
+    # Each byte is one comparison. What lies behind the columns stays 0.
+    truth = np.zeros((min(_STRIP, len(scores)), -(-wide // _RUN) * _RUN), bool)
+    for top in range(0, len(scores), _PART):
+        few = np.zeros((2, wide), np.uint8)
+        for at in range(top, min(top + _PART, len(scores)), _STRIP):
+            some = scores[at : at + _STRIP]
             held = truth[: len(some)]
-            inside = held[:, : some.shape[1]]
-            place = slice(top + at, top + at + len(some))
+            inside = held[:, :wide]
+            place = slice(at, at + len(some))
             own = slice(mine.start + place.start, mine.start + place.stop)
             np.greater(some, first.high[own, None], out=inside)
             in_rows[0, place] = _in_rows(held)
@@ -163,15 +183,12 @@ def _tile(
             in_rows[1, place] = _in_rows(held)
             if second is not None:
                 np.greater(some, second.high[theirs], out=inside)
-                in_columns[0] += _in_columns(inside)
+                few[0] += _in_columns(inside)
                 np.greater_equal(some, second.low[theirs], out=inside)
-                in_columns[1] += _in_columns(inside)
-        return in_columns
-
-    parts = spread(part, range(0, len(scores), _PART))
+                few[1] += _in_columns(inside)
+        in_columns += few
     first.settle(scores, in_rows[0], in_rows[1], mine, theirs)
     if second is not None:
-        in_columns = np.add.reduce(np.stack(parts), axis=0, dtype=np.int64)
         second.settle(scores.T, in_columns[0], in_columns[1], theirs, mine)
 
 

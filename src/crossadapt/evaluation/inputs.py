@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -84,11 +85,9 @@ def as_names(groups: Groups, count: int, name: str) -> list[Hashable]:
 
 def encode_groups(*sides: Sequence[Hashable]) -> list[np.ndarray]:
     """Number the groups by first appearance over all `sides`; one int64 array per side."""
-    codes: dict[Hashable, int] = {}
-    return [
-        np.fromiter((codes.setdefault(n, len(codes)) for n in side), np.int64, len(side))
-        for side in sides
-    ]
+    names = dict.fromkeys(itertools.chain(*sides))
+    codes = dict(zip(names, range(len(names)), strict=True))
+    return [np.fromiter(map(codes.__getitem__, side), np.int64, len(side)) for side in sides]
 
 
 def check_widths(first: np.ndarray, second: np.ndarray, names: str) -> None:
