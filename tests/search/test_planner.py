@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lancedb.index
 import numpy as np
@@ -121,6 +123,30 @@ def test_strength_through_the_index_is_scored_exactly(reader: Collection) -> Non
     assert share >= 0.95
 
 
+@pytest.mark.parametrize("how", [{}, {"filter": "cluster < 20"}, {"strength": 0.5}])
+def test_several_queries_get_the_answers_that_each_gets_alone(
+    reader: Collection, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(index_plan, "FEW", 10)
+    together = reader.search(QUERIES[:20], 10, **how)
+    for query, found in zip(QUERIES[:20], together, strict=True):
+        alone = reader.search(query, 10, **how)
+        assert (found.ids, found.plan) == (alone.ids, "index")
+        assert found.searched == alone.searched
+        np.testing.assert_array_equal(found.scores, alone.scores)
+
+
+def test_all_parts_are_looked_at_where_there_are_more_than_were_made(
+    reader: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LanceDB splits parts that grow."""
+    monkeypatch.setattr(index_plan, "FEW", 10)
+    for fact in reader._now().index["views"].values():
+        monkeypatch.setitem(fact, "partitions", 2)
+    share, _ = recall(reader, np.flatnonzero(CLUSTER < 20), filter="cluster < 20")
+    assert share == 1.0
+
+
 def test_exact_can_be_asked_for(reader: Collection) -> None:
     share, plans = recall(reader, np.arange(COUNT), exact=True)
     assert (share, plans) == (1.0, {"exact"})
@@ -216,10 +242,12 @@ def test_other_facts_leave_the_index_alone(tmp_path: Path, quick: None) -> None:
 @given(
     count=st.integers(0, 60), queries=st.integers(1, 4), k=st.integers(1, 70),
     size=st.integers(1, 70), levels=st.integers(1, 5), seed=st.integers(0, 99), data=st.data(),
+    threads=st.sampled_from(["1", "3"]),
 )  # fmt: skip
 def test_top_is_a_sort(
-    count: int, queries: int, k: int, size: int, levels: int, seed: int, data: st.DataObject
-) -> None:
+    count: int, queries: int, k: int, size: int, levels: int, seed: int, data: st.DataObject,
+    threads: str,
+) -> None:  # fmt: skip
     """Few distinct values, so that there are many ties: they stay in the order of the rows."""
     random = np.random.default_rng(seed)
     vectors = random.integers(-levels, levels + 1, (count, 2)).astype(np.float32)
@@ -231,7 +259,8 @@ def test_top_is_a_sort(
     dense = rows is not None and data.draw(st.booleans())
     if dense:
         parts = masked(blocks(vectors, None, None, size), rows, count)
-    found, values = top(asked, parts, k)
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS=threads):
+        found, values = top(asked, parts, k)
     chosen = vectors if rows is None else vectors[rows]
     for query, numbers, best in zip(asked, found, values, strict=True):
         products = chosen @ query

@@ -182,7 +182,7 @@ def test_columns_come_and_go(table: StoredTable) -> None:
     assert table.schema.names[-2:] == ["vector_v1_2e_2", "attr_a_20_b"]
     made = vectors(range(20), seed=5)
     table.upsert(pa.table({"id": rows(range(20))["id"], "vector_v1_2e_2": listed(made)}))
-    found, values = table.nearest("vector_v1_2e_2", made[4], 1)
+    ((found, values),) = table.nearest("vector_v1_2e_2", made[4:5], 1)
     assert ([int(i, 16) for i in found], round(float(values[0]), 5)) == ([4], 1.0)
     assert Card.from_json(table.read_card()) == CARD
     table.drop_columns(["vector_v1_2e_2", "attr_a_20_b"])
@@ -195,17 +195,54 @@ def test_nearest_finds_the_largest_products(table: StoredTable, indexed: bool) -
     if indexed:
         table.build_index("vector_frozen", 4)
     table.upsert(rows(range(300, 320)))  # a tail that no index covers
-    query = vectors(range(1), seed=9)[0]
-    products = vectors(range(320)) @ query
-    found, values = table.nearest("vector_frozen", query, 10, None, 4)
-    best = np.argsort(-products)[:10]
-    assert [int(i, 16) for i in found] == best.tolist()
-    np.testing.assert_allclose(values, products[best], atol=1e-5)
+    queries = vectors(range(3), seed=9)
+    products = queries @ vectors(range(320)).T
     late = Compare("attr_year", ">=", 290)
-    found, values = table.nearest("vector_frozen", query, 10, late, 4)
-    best = 290 + np.argsort(-products[290:])[:10]
-    assert [int(i, 16) for i in found] == best.tolist()
-    assert table.nearest("vector_frozen", query, 10, Compare("attr_year", ">", 999), 4)[0] == []
+    for where, first in ((None, 0), (late, 290)):
+        answers = table.nearest("vector_frozen", queries, 10, where, 1000)  # more than there are
+        for (found, values), row in zip(answers, products[:, first:], strict=True):
+            best = np.argsort(-row)[:10]
+            assert [int(i, 16) for i in found] == (first + best).tolist()
+            np.testing.assert_allclose(values, row[best], atol=1e-5)
+    nothing = Compare("attr_year", ">", 999)
+    assert [found for found, _ in table.nearest("vector_frozen", queries, 10, nothing, 4)] == [
+        [], [], []
+    ]  # fmt: skip
+    assert table.nearest("vector_frozen", queries[:0], 10) == []
+
+
+def test_the_nearest_are_those_of_the_version_seen(table: StoredTable, opener: Open) -> None:
+    reader = opener().open("c")
+    query = vectors(range(21))[20:]
+    ((before, _),) = reader.nearest("vector_frozen", query, 1)
+    table.upsert(rows(range(20, 21)))
+    ((found, _),) = reader.nearest("vector_frozen", query, 1)
+    assert found == before
+    for seen in (table, reader):
+        seen.refresh()
+        ((found, values),) = seen.nearest("vector_frozen", query, 1)
+        assert ([int(i, 16) for i in found], round(float(values[0]), 5)) == ([20], 1.0)
+    table.delete(id_condition(found))
+    ((found, _),) = table.nearest("vector_frozen", query, 1)
+    assert found == before
+
+
+def test_several_threads_ask_at_once(table: StoredTable) -> None:
+    table.upsert(rows(range(300)))
+    table.build_index("vector_frozen", 4)
+    made = vectors(range(300))
+    found: dict[int, list[int]] = {}
+
+    def ask(number: int) -> None:
+        ((ids, _),) = table.nearest("vector_frozen", made[number : number + 1], 1, None, 4)
+        found[number] = [int(i, 16) for i in ids]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(0, 300, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [number] for number in range(0, 300, 20)}
 
 
 def test_rows_without_a_vector_are_never_near(table: StoredTable) -> None:
@@ -213,7 +250,7 @@ def test_rows_without_a_vector_are_never_near(table: StoredTable) -> None:
     part = rows(range(20, 24))
     some = pa.array([None, *part["vector_frozen"].to_pylist()[1:]], part["vector_frozen"].type)
     table.upsert(whole(part.set_column(4, "vector_frozen", some)))
-    found, _ = table.nearest("vector_frozen", vectors(range(24))[22], 50)
+    ((found, _),) = table.nearest("vector_frozen", vectors(range(24))[22:23], 50)
     assert (len(found), found[0]) == (23, f"{22:032x}")
     assert sum(b.column(0).null_count for b in table.scan(["vector_frozen"])) == 2
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from crossadapt.parallel import spread
+from crossadapt.parallel import spread, stream
 
 BLOCK = 8192
-"""Rows of one product for many queries: their scores stay in the processor's cache."""
+"""Rows that one thread looks at: their scores, of many queries too, stay in its cache."""
 FEW_QUERIES = 6
 """Up to so many, one pass over the rows per query is faster than a matrix product."""
 _PIECE = 8192
@@ -73,7 +73,7 @@ def _dots(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def blocks(
-    vectors: np.ndarray, frozen: np.ndarray | None, rows: np.ndarray | None, size: int
+    vectors: np.ndarray, frozen: np.ndarray | None, rows: np.ndarray | None, size: int = BLOCK
 ) -> Iterator[Block]:
     """`vectors` (N, D), or only the given `rows` (P,) of them, in blocks of `size` rows."""
     count = len(vectors) if rows is None else len(rows)
@@ -112,17 +112,23 @@ def top(
     owners, rows = np.empty(0, np.int64), np.empty(0, np.int64)
     best = np.empty(0, np.float32)
     floor = np.full((count, 1), -np.inf, np.float32)
-    for block in parts:
+
+    def look(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Query, row and score of what may be among the best."""
         found = scores(queries, block, strength)
         if block.counted is not None:
             found[:, ~block.counted] = -np.inf
-        # After the first block few rows beat a query's k-th best: one comparison, no sorting.
+        # After the first blocks few rows beat a query's k-th best: one comparison, no sorting.
+        # The floor may rise meanwhile: one that is too low lets through what is dropped below.
         asked, places = np.divmod(_better(found, floor, k), max(found.shape[1], 1))
+        return asked, places + block.start, found[asked, places]
+
+    for asked, places, reached in stream(look, parts):
         if not len(asked):
             continue
         owners = np.concatenate([owners, asked])
-        rows = np.concatenate([rows, places + block.start])
-        best = np.concatenate([best, found[asked, places]])
+        rows = np.concatenate([rows, places])
+        best = np.concatenate([best, reached])
         order = np.lexsort((rows, -best, owners))
         owners, rows, best = owners[order], rows[order], best[order]
         keep = np.arange(len(owners)) - np.searchsorted(owners, owners) < k

@@ -96,7 +96,7 @@ def measure(snapshot: Snapshot, view: str, partitions: int, target: float) -> di
     wanted = [set(names[row]) for row in rows]
     probes = min(partitions, LEAST_PROBES)
     while True:
-        recall = _recall(snapshot, view, queries, wanted, probes)
+        recall = _recall(snapshot, view, queries, wanted, probes, partitions)
         if recall >= target or probes == partitions:
             break
         probes = min(partitions, -(-probes * 3 // 2))
@@ -109,12 +109,14 @@ def measure(snapshot: Snapshot, view: str, partitions: int, target: float) -> di
 
 
 def _recall(
-    snapshot: Snapshot, view: str, queries: np.ndarray, wanted: list[set[str]], probes: int
-) -> float:
-    shares = []
-    for query, expected in zip(queries, wanted, strict=True):
-        found, _ = snapshot.table.nearest(vector_column(view), query, DEPTH, None, probes)
-        shares.append(len(expected.intersection(found)) / max(len(expected), 1))
+    snapshot: Snapshot, view: str, queries: np.ndarray, wanted: list[set[str]], probes: int,
+    partitions: int,
+) -> float:  # fmt: skip
+    answers = snapshot.nearest(view, queries, DEPTH, None, probes, partitions)
+    shares = [
+        len(expected.intersection(found)) / max(len(expected), 1)
+        for (found, _), expected in zip(answers, wanted, strict=True)
+    ]
     return float(np.mean(shares))
 
 

@@ -20,8 +20,8 @@ import pyarrow as pa
 from crossadapt.errors import UserError
 from crossadapt.search import pruning
 from crossadapt.search.arrow import pc
-from crossadapt.search.card import FROZEN, Card, vector_column
-from crossadapt.search.exact import BLOCK, FEW_QUERIES, Block, blocks, masked, scores, top, unit
+from crossadapt.search.card import FROZEN, Card
+from crossadapt.search.exact import FEW_QUERIES, Block, blocks, masked, scores, top, unit
 from crossadapt.search.filters import Condition
 from crossadapt.search.snapshot import Snapshot
 
@@ -87,9 +87,7 @@ def search(
     passing = snapshot.passing(where)
     if passing <= max(FEW if where is not None else 0, k):
         return _exactly(snapshot, queries, k, chosen, strength, where, FILTERED)
-    return [
-        _by_index(snapshot, query, k, chosen, strength, where, passing, facts) for query in queries
-    ]
+    return _by_index(snapshot, queries, k, chosen, strength, where, passing, facts)
 
 
 def index_facts(snapshot: Snapshot, view: str, strength: float) -> dict[str, dict[str, Any]]:
@@ -135,18 +133,16 @@ def _in_memory(
     vectors, frozen = cached.vectors[view], cached.vectors[FROZEN] if mixed else None
     count = len(cached) if chosen is None else len(chosen)
     few = len(queries) <= FEW_QUERIES
-    # Many queries: scores that stay in the processor's cache. Few: work for several threads.
-    size = 8 * BLOCK if few and not mixed else BLOCK
     dense = chosen is None or count > (_DENSE_FEW if few else _DENSE_MANY) * len(cached)
     head = cached.heads.get(view)
     if few and dense and not mixed and head is not None:
         rows, best = _pruned(queries, vectors, head, k, chosen)
         chosen = None
     elif dense and chosen is not None:
-        parts, chosen = masked(blocks(vectors, frozen, None, size), chosen, len(cached)), None
+        parts, chosen = masked(blocks(vectors, frozen, None), chosen, len(cached)), None
         rows, best = top(queries, parts, k, strength)
     else:
-        rows, best = top(queries, blocks(vectors, frozen, chosen, size), k, strength)
+        rows, best = top(queries, blocks(vectors, frozen, chosen), k, strength)
     ids = cached.rows["id"]
     result = []
     for row, values in zip(rows, best, strict=True):
@@ -168,7 +164,7 @@ def _pruned(
     for query in queries:
         found = pruning.best(query, vectors, head, k, counted)
         if found is None:
-            parts: Any = blocks(vectors, None, None, 8 * BLOCK)
+            parts: Any = blocks(vectors, None, None)
             parts = parts if chosen is None else masked(parts, chosen, len(vectors))
             (row,), (values,) = top(query[None], parts, k)
         else:
@@ -179,48 +175,61 @@ def _pruned(
 
 
 def _by_index(
-    snapshot: Snapshot, query: np.ndarray, k: int, view: str, strength: float,
+    snapshot: Snapshot, queries: np.ndarray, k: int, view: str, strength: float,
     where: Condition | None, passing: int, facts: dict[str, dict[str, Any]],
-) -> Hits:  # fmt: skip
+) -> list[Hits]:  # fmt: skip
     mixed = strength < 1
     depth = max(5 * k, 100) if mixed else k
-    found: dict[str, float] = {}
-    searched = 0
-    for name, fact in facts.items():
-        ids, values, probes = probe(snapshot, query, name, depth, where, passing, fact)
-        found |= dict(zip(ids, values.tolist(), strict=True))
-        searched += math.ceil(passing * min(1.0, probes / fact["partitions"]))
-    ids = list(found)
-    values = np.array(list(found.values()), np.float32)
-    if mixed:
-        ids, values = rescored(snapshot, query, ids, view, strength)
-    order = np.argsort(-values, kind="stable")[:k]
-    return Hits([ids[i] for i in order], values[order], INDEX, searched, passing)
+    asked = {
+        name: probe(snapshot, queries, name, depth, where, passing, fact)
+        for name, fact in facts.items()
+    }
+    result = []
+    for number, query in enumerate(queries):
+        found: dict[str, float] = {}
+        searched = 0
+        for name, answers in asked.items():
+            ids, values, probes = answers[number]
+            found |= dict(zip(ids, values.tolist(), strict=True))
+            searched += math.ceil(passing * min(1.0, probes / facts[name]["partitions"]))
+        ids = list(found)
+        values = np.array(list(found.values()), np.float32)
+        if mixed:
+            ids, values = rescored(snapshot, query, ids, view, strength)
+        order = np.argsort(-values, kind="stable")[:k]
+        result.append(Hits([ids[i] for i in order], values[order], INDEX, searched, passing))
+    return result
 
 
 def probe(
-    snapshot: Snapshot, query: np.ndarray, view: str, k: int, where: Condition | None,
+    snapshot: Snapshot, queries: np.ndarray, view: str, k: int, where: Condition | None,
     passing: int, fact: dict[str, Any],
-) -> tuple[list[str], np.ndarray, int]:  # fmt: skip
-    """Ids, cosines and probes of an index search; with a filter, until the answer is stable."""
-    column, partitions = vector_column(view), int(fact["partitions"])
+) -> list[tuple[list[str], np.ndarray, int]]:  # fmt: skip
+    """Ids, cosines and probes of an index search of each query (Q, D).
+
+    With a filter, probes are added until the answer is stable.
+    """
+    partitions = int(fact["partitions"])
     probes = min(partitions, int(fact["probes"]))
-    if where is None:
-        return (*snapshot.table.nearest(column, query, k, None, probes), probes)
-    # The k-th neighbour that passes is as far out as the (k / share)-th of all, or farther when
-    # the filter and the place go together. Rows that do not pass cost a probe nothing. Two answers
-    # out of very few parts can agree by chance, so there is a least number of them.
-    share = max(passing / max(snapshot.count, 1), 1e-6)
-    probes = min(partitions, math.ceil(max(probes, partitions // 100) / share))
-    ids, values = snapshot.table.nearest(column, query, k, where, probes)
-    while probes < partitions:
+    if where is not None:
+        # The k-th neighbour that passes is as far out as the (k / share)-th of all, or farther when
+        # the filter and the place go together. Rows that do not pass cost a probe nothing. Two
+        # answers out of very few parts can agree by chance, so there is a least number of them.
+        share = max(passing / max(snapshot.count, 1), 1e-6)
+        probes = min(partitions, math.ceil(max(probes, partitions // 100) / share))
+    answers = snapshot.nearest(view, queries, k, where, probes, partitions)
+    found = [(*answer, probes) for answer in answers]
+    left = [] if where is None else list(range(len(queries)))
+    while left and probes < partitions:
         probes = min(partitions, 2 * probes)
-        wider, values = snapshot.table.nearest(column, query, k, where, probes)
-        same = set(wider) == set(ids) and len(wider) == k
-        ids = wider
-        if same:
-            break
-    return ids, values, probes
+        wider = snapshot.nearest(view, queries[left], k, where, probes, partitions)
+        unstable = []
+        for number, (ids, values) in zip(left, wider, strict=True):
+            if set(ids) != set(found[number][0]) or len(ids) < k:
+                unstable.append(number)
+            found[number] = (ids, values, probes)
+        left = unstable
+    return found
 
 
 def rescored(

@@ -14,7 +14,7 @@ from crossadapt.search import filter_parser, filters
 from crossadapt.search.arrow import pc
 from crossadapt.search.cache import CachedRows, cached_rows, matrix
 from crossadapt.search.card import FROZEN, Card, missing_columns, vector_column
-from crossadapt.search.exact import BLOCK, Block, blocks
+from crossadapt.search.exact import Block, blocks
 from crossadapt.search.filters import Condition
 from crossadapt.search.store.protocol import StoredTable
 
@@ -83,7 +83,7 @@ class Snapshot:
         return (FROZEN, 1.0) if strength == 0 else (chosen, float(strength))
 
     def blocks(
-        self, view: str, strength: float, where: Condition | None, size: int = BLOCK
+        self, view: str, strength: float, where: Condition | None
     ) -> Iterator[tuple[Block, pa.Array]]:
         """The rows that pass and have vectors, in blocks, with their ids (B,)."""
         mixed = strength < 1
@@ -94,7 +94,7 @@ class Snapshot:
         rows, _ = self.numbers(view, mixed, where)
         ids = cached.rows["id"].combine_chunks()
         frozen = cached.vectors[FROZEN] if mixed else None
-        for block in blocks(cached.vectors[view], frozen, rows, size):
+        for block in blocks(cached.vectors[view], frozen, rows):
             stop = block.start + len(block.vectors)
             chosen = slice(block.start, stop) if rows is None else rows[block.start : stop]
             yield block, ids[chosen] if rows is None else ids.take(pa.array(chosen))
@@ -122,6 +122,18 @@ class Snapshot:
             parts = [matrix(batch.column(column), self.card.dim)[0] for column in columns]
             yield Block(start, parts[0], parts[1] if mixed else None), batch.column("id")
             start += batch.num_rows
+
+    def nearest(
+        self, view: str, queries: np.ndarray, k: int, where: Condition | None,
+        probes: int, partitions: int,
+    ) -> list[tuple[list[str], np.ndarray]]:  # fmt: skip
+        """Ids and cosines (<= k,) of the nearest that pass, of each query (Q, D), by the index.
+
+        `probes` of the `partitions` it was made with are looked at.
+        """
+        # Parts that grow are split by LanceDB: all of them can be more than were made.
+        looked_at = probes if probes < partitions else max(self.count, 1)
+        return self.table.nearest(vector_column(view), queries, k, where, looked_at)
 
     def vectors(self, ids: Sequence[str], view: str) -> dict[str, np.ndarray]:
         """Id to float32 (D,) of the rows that are known and have a vector."""

@@ -20,6 +20,7 @@ import pyarrow as pa
 from crossadapt.errors import UserError, did_you_mean
 from crossadapt.files import make_folder, unwritten, write_failure
 from crossadapt.search.filters import Condition
+from crossadapt.search.store.lance_queries import Connection, Queries
 from crossadapt.search.store.lock import file_lock, lease
 from crossadapt.search.store.protocol import IndexState
 from crossadapt.search.store.sql import to_sql
@@ -34,8 +35,9 @@ ResultT = TypeVar("ResultT")
 class LanceTable:
     """One Lance table as a `StoredTable`."""
 
-    def __init__(self, table: Any, where: str) -> None:
-        self._table, self._where = table, where
+    def __init__(self, table: Any, where: str, connection: Connection) -> None:
+        self._table, self._where, self._connection = table, where, connection
+        self._queries: Queries | None = None
 
     @property
     def index_kind(self) -> str:
@@ -56,6 +58,7 @@ class LanceTable:
         """See the newest version."""
         before = self.version
         self._read(self._table.checkout_latest)
+        self._queries = None
         return self.version != before
 
     def read_card(self) -> str:
@@ -107,20 +110,24 @@ class LanceTable:
     def nearest(
         self,
         column: str,
-        vector: np.ndarray,
+        vectors: np.ndarray,
         k: int,
         where: Condition | None = None,
         probes: int | None = None,
-    ) -> tuple[list[str], np.ndarray]:
+    ) -> list[tuple[list[str], np.ndarray]]:
         """Nearest rows through the index, and without it for the rows it does not cover."""
-        query = self._table.search(vector, vector_column_name=column).distance_type("dot")
-        query = query.select(["id", "_distance"]).limit(k)
-        if where is not None:
-            query = query.where(to_sql(where), prefilter=True)
-        if probes is not None:
-            query = query.nprobes(probes)
-        found = self._read(lambda: query.to_arrow())
-        return found["id"].to_pylist(), 1 - found["_distance"].to_numpy().astype(np.float32)
+
+        def ask() -> list[pa.Table]:
+            queries = self._queries
+            if queries is None:
+                name = self._table.name
+                queries = self._queries = self._connection.table(name, self._table.version)
+            return queries.nearest(column, vectors, k, to_sql(where) if where else None, probes)
+
+        return [
+            (found["id"].to_pylist(), 1 - found["_distance"].to_numpy().astype(np.float32))
+            for found in self._read(ask)
+        ]
 
     def index(self, column: str) -> IndexState | None:
         """The column's index, if it has one."""
@@ -161,7 +168,10 @@ class LanceTable:
         return _translated(action, self._where, writing=False)
 
     def _write(self, action: Callable[[], ResultT]) -> ResultT:
-        return _translated(action, self._where, writing=True)
+        try:
+            return _translated(action, self._where, writing=True)
+        finally:
+            self._queries = None  # they see the version before
 
 
 class LanceStore:
@@ -183,6 +193,7 @@ class LanceStore:
         self._uri = str(uri).rstrip("/") if self._remote else str(Path(uri).expanduser().absolute())
         self._options = dict(storage_options or {})
         self._connection: Any = None
+        self._for_queries = Connection(self._uri, self._options)
 
     @property
     def uri(self) -> str:
@@ -228,7 +239,7 @@ class LanceStore:
                 fix=f"give another name, or drop it: crossadapt collection drop {name}",
             )  # fmt: skip
         action: Callable[[], Any] = lambda: self._db.create_table(name, schema=schema)  # noqa: E731
-        return LanceTable(_translated(action, self._uri, writing=True), f"{self._uri} {name}")
+        return self._table(_translated(action, self._uri, writing=True), name)
 
     def open(self, name: str) -> LanceTable:
         """The table's newest version."""
@@ -240,13 +251,16 @@ class LanceStore:
                 fix=f"{near} make one with: crossadapt index PATH --collection {name}",
             )  # fmt: skip
         table = _translated(lambda: self._db.open_table(name), self._uri, writing=False)
-        return LanceTable(table, f"{self._uri} {name}")
+        return self._table(table, name)
 
     def drop(self, name: str) -> None:
         """Delete the table with its files."""
         _translated(lambda: self._db.drop_table(name), self._uri, writing=True)
         if not self._remote:
             shutil.rmtree(Path(self._uri) / f"{name}.lance", ignore_errors=True)
+
+    def _table(self, table: Any, name: str) -> LanceTable:
+        return LanceTable(table, f"{self._uri} {name}", self._for_queries)
 
     def lock(self, name: str, wait: float) -> AbstractContextManager[None]:
         """A lock file beside the tables, or a lease in the object store."""

@@ -95,14 +95,15 @@ class StoredTable(Protocol):
     def nearest(
         self,
         column: str,
-        vector: np.ndarray,
+        vectors: np.ndarray,
         k: int,
         where: Condition | None = None,
         probes: int | None = None,
-    ) -> tuple[list[str], np.ndarray]:
-        """Ids and inner products (k,) of the nearest of the rows that pass, best first.
+    ) -> list[tuple[list[str], np.ndarray]]:
+        """Ids and inner products (k,) of the nearest rows that pass, of each vector (Q, D).
 
-        Rows the index does not cover are searched too. `probes` partitions are looked at.
+        Best first. Rows the index does not cover are searched too. `probes` partitions are looked
+        at; a number above theirs means all of them.
         """
         ...
 
