@@ -8,10 +8,14 @@ project's own environment.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.metadata
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 CONSTRAINTS = HERE.parent / "constraints.txt"
@@ -40,3 +44,24 @@ def python() -> Path:
         subprocess.run([*install, ALONE, *alone], check=True)
         done.touch()
     return interpreter
+
+
+def module(name: str) -> Any:
+    """A peer's module inside this process, where it has to answer beside ours query by query.
+
+    Last on the path: whatever both environments have, numpy for one, stays the one of ours.
+    """
+    if (place := _packages()) not in sys.path:
+        sys.path.append(place)
+        importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+def version(package: str) -> str:
+    """Of a package in the peers' environment."""
+    (found,) = importlib.metadata.distributions(name=package, path=[_packages()])
+    return found.version
+
+
+def _packages() -> str:
+    return sysconfig.get_path("purelib", vars={"base": str(python().parents[1])})

@@ -4,20 +4,17 @@
 
 All sides load CLIP ViT-B/32 with the same random weights from one directory (open_clip has random
 weights of its own: there only the speed is compared) and read the same files and captions. The
-vectors of both sides are compared after the last round. Runtimes are compared with our own PyTorch
-embedder, on prepared pictures. The floors are the matrix products of the towers, bare, in the
-precision that the embedder chooses here, for texts at their own lengths.
+vectors of both sides are compared after the last round. The floors are the matrix products of the
+towers, bare, in the precision that the embedder chooses here, for texts at their own lengths.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,26 +23,6 @@ import _peers
 import _products
 import _record
 from _sides import Side, alternate, claim
-
-_NOISE = 0.02
-_RUNTIMES = 128
-"""Pictures on which runtimes are compared: four batches of their pace, prepared before."""
-
-
-def make_adapter(model: Path) -> None:
-    """A Cross-Modal Adapter whose weights are not what they start with, beside the model."""
-    import torch
-
-    from crossadapt import CrossModalAdapterConfig, attach, load, save_adapter
-
-    backbone = load(str(model))
-    adapter = attach(backbone, CrossModalAdapterConfig(r=8))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.normal_(std=_NOISE)
-    save_adapter(backbone, "default", model.parent / "adapter")
-
 
 TEXT = _products.Tower(12, 512)
 """A caption of the mean length; its products are those of CLIP ViT-B/32."""
@@ -93,43 +70,6 @@ def compare(
     return speeds[0], speeds[1], float(cosines.min())
 
 
-def overhead(work: Path, inputs: list[str], rounds: int) -> dict[str, Any]:
-    """The claim about the adapter's cost."""
-    (work / "texts.json").write_text(json.dumps(inputs))
-    words = ["overhead", str(work / "model"), str(work / "texts.json")]
-    side = Side("adapter and frozen", ["ours/embedding.py", *words])
-    found = alternate([side], rounds)[side.name]
-    side.close()
-    return claim(
-        "embedding with an adapter against the frozen backbone, pictures and texts",
-        [r["adapter"] for r in found], [r["frozen"] for r in found],
-        names=("with the adapter", "frozen"), unit="s", at_most=1.04,
-    )  # fmt: skip
-
-
-def runtimes(work: Path, inputs: list[str], rounds: int) -> list[dict[str, Any]]:
-    """A claim for each runtime beside PyTorch: the same prepared pictures, one process."""
-    (work / "runtimes.json").write_text(json.dumps(inputs))
-    words = ["runtimes", str(work / "model"), str(work / "runtimes.json")]
-    os.environ["CROSSADAPT_CACHE"] = str(work / "cache")  # exports and verdicts of this run only
-    side = Side("runtimes", ["ours/embedding.py", *words])
-    found = alternate([side], rounds)[side.name]
-    side.close()
-    speed = {
-        name: [r["count"] / r[name] for r in found]
-        for name in ("torch", "openvino", "onnx", "onnx-int8")
-    }
-    return [
-        claim(
-            f"pictures/s of the frozen model by the runtime {name} against PyTorch, batch 32",
-            values, speed["torch"], names=(name, "torch"), unit="pictures/s", at_least=1.1,
-            note=f"least cosine {found[-1][name + ' cosine']:.5f}, "
-            + ("passes the gate" if found[-1][name + " passed"] else "refused by the gate"),
-        )
-        for name, values in speed.items() if name != "torch"
-    ]  # fmt: skip
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -148,7 +88,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="crossadapt-bench-") as folder:
         work = Path(folder)
         _model.make_model(work / "model", _peers.python())
-        make_adapter(work / "model")
         pictures = _model.make_pictures(work / "pictures", args.pictures)
         texts = _model.captions(args.captions)
         claims = []
@@ -165,8 +104,6 @@ def main() -> None:
             bound = BOUNDS[part].format(pace[part] / float(np.median(theirs)), precision)
             claims.append(claim(what, ours, theirs, names=("crossadapt", peer), unit=unit,
                                 at_least=target, note=agree + ".", missed=bound))  # fmt: skip
-        claims.append(overhead(work, texts, args.rounds))
-        claims.extend(runtimes(work, pictures[:_RUNTIMES], args.rounds))
     _record.finish(
         {
             "machine": machine,

@@ -1,4 +1,4 @@
-"""Search: a collection against bare LanceDB, FAISS flat and FAISS HNSW, in one run.
+"""Search: a collection against bare LanceDB, FAISS, hnswlib and usearch, in one run.
 
     python bench/search.py [--rows 200000] [--dim 512] [--queries 200] [--rounds 5] [--smoke]
                            [--output FILE]
@@ -7,17 +7,15 @@ Clustered unit vectors, one attribute that 1 % of the rows pass. Every side answ
 queries, alternately. Recall is of the exact ten nearest, from one product with all rows; times are
 per query in milliseconds (p50, p95). *Exact* and *index* are one collection opened with the usual
 exact limit and with a limit of 0, so that the index is used. *Bare LanceDB* is a table with the
-index its documentation suggests (IVF_PQ, defaults) and the same filter. FAISS is no dependency:
-where it is missing, it is installed into a folder of its own in the cache. Exits with 1 if the
-collection misses what it promises: recall of 0.99 behind the filter and of 0.95 through the index.
+index its documentation suggests (IVF_PQ, defaults) and the same filter. The other libraries come
+from the peers' environment. Exits with 1 if the collection misses what it promises: recall of 0.99
+behind the filter and of 0.95 through the index.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,13 +27,14 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
+import _peers
 import _record
 from _sides import claim
 from crossadapt.search.card import Card
 from crossadapt.search.collection import Collections
 
-FAISS = "faiss-cpu==1.15.1"
 K = 10
+LIBRARIES = ("faiss-cpu", "hnswlib", "usearch")
 TRIED = (
     "The leading coordinates are read first, here half of every vector, since these are spread "
     "nearly evenly over the directions; those of real models need an eighth to a quarter. Tried "
@@ -46,21 +45,6 @@ TRIED = (
 SMOKE = {"rows": 4000, "dim": 64, "queries": 10, "rounds": 1}
 OURS = ("ours, exact", "ours, index")
 Answer = Callable[[np.ndarray], list[int]]
-
-
-def faiss_beside() -> Any:
-    """The module faiss; installed outside this environment where it is not there."""
-    place = Path.home() / ".cache" / "crossadapt-bench" / FAISS.replace("==", "-")
-    sys.path.append(str(place))
-    try:
-        return importlib.import_module("faiss")
-    except ModuleNotFoundError:
-        print(f"installing {FAISS} into {place}", file=sys.stderr)
-        # Without its dependencies: numpy is here already, and must stay the one that is.
-        words = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
-        subprocess.run([*words, "--target", str(place), FAISS], check=True)
-        importlib.invalidate_caches()
-        return importlib.import_module("faiss")
 
 
 def clustered(rows: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -103,18 +87,10 @@ def stored(folder: Path, vectors: np.ndarray, bucket: np.ndarray) -> tuple[Colle
 
 
 def sides(
-    home: Collections, bare: Any, vectors: np.ndarray, bucket: np.ndarray, faiss: Any
+    home: Collections, bare: Any, vectors: np.ndarray, bucket: np.ndarray
 ) -> dict[str, dict[str, Answer]]:
     """Question to side to the function that answers one query with row numbers."""
     exact, index = Collections(home.uri).open("bench"), home.open("bench")
-    flat = faiss.IndexFlatIP(vectors.shape[1])
-    flat.add(vectors)
-    hnsw = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    hnsw.hnsw.efConstruction, hnsw.hnsw.efSearch = 80, 128
-    hnsw.add(vectors)
-    chosen = faiss.IDSelectorBatch(np.flatnonzero(bucket == 0))
-    in_flat = faiss.SearchParameters(sel=chosen)
-    in_hnsw = faiss.SearchParametersHNSW(sel=chosen, efSearch=128)
 
     def ours(collection: Any, filter: str) -> Answer:
         return lambda query: [int(i, 16) for i in collection.search(query, K, filter=filter).ids]
@@ -128,24 +104,67 @@ def sides(
 
         return answer
 
-    def theirs(searched: Any, params: Any = None) -> Answer:
-        return lambda query: searched.search(query[None], K, params=params)[1][0].tolist()
-
+    everything, some = libraries(vectors, np.flatnonzero(bucket == 0))
     return {
         "unfiltered": {
             "ours, exact": ours(exact, ""),
             "ours, index": ours(index, ""),
             "bare LanceDB": lance(None),
-            "FAISS flat": theirs(flat),
-            "FAISS HNSW": theirs(hnsw),
+            **everything,
         },
         "filter of 1 %": {
             "ours, exact": ours(exact, "bucket = 0"),
             "ours, index": ours(index, "bucket = 0"),
             "bare LanceDB": lance("attr_bucket = 0"),
-            "FAISS flat": theirs(flat, in_flat),
-            "FAISS HNSW": theirs(hnsw, in_hnsw),
+            **some,
         },
+    }
+
+
+def libraries(
+    vectors: np.ndarray, chosen: np.ndarray
+) -> tuple[dict[str, Answer], dict[str, Answer]]:
+    """Libraries that hold vectors and nothing else: among all rows, and among the chosen ones.
+
+    Graphs have 32 neighbours a row, are built looking at 80 candidates and asked looking at 128.
+    usearch has no filter.
+    """
+    faiss, hnswlib, usearch = map(_peers.module, ("faiss", "hnswlib", "usearch.index"))
+    count, dim = vectors.shape
+    flat = faiss.IndexFlatIP(dim)
+    flat.add(vectors)
+    graph = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = 80, 128
+    graph.add(vectors)
+    plain = hnswlib.Index(space="ip", dim=dim)
+    plain.init_index(max_elements=count, ef_construction=80, M=32)
+    plain.add_items(vectors, np.arange(count))
+    plain.set_ef(128)
+    small = usearch.Index(
+        ndim=dim, metric="ip", dtype="f32", connectivity=32, expansion_add=80, expansion_search=128
+    )
+    small.add(np.arange(count), vectors)
+    selected = faiss.IDSelectorBatch(chosen)
+    in_flat = faiss.SearchParameters(sel=selected)
+    in_graph = faiss.SearchParametersHNSW(sel=selected, efSearch=128)
+    passing = set(chosen.tolist())
+
+    def by_faiss(searched: Any, params: Any = None) -> Answer:
+        return lambda query: searched.search(query[None], K, params=params)[1][0].tolist()
+
+    def by_hnswlib(passes: Callable[[int], bool] | None = None) -> Answer:
+        # One thread, as its documentation asks for with a filter written in Python.
+        return lambda query: plain.knn_query(query, K, 1, passes)[0][0].tolist()
+
+    return {
+        "FAISS flat": by_faiss(flat),
+        "FAISS HNSW": by_faiss(graph),
+        "hnswlib": by_hnswlib(),
+        "usearch": lambda query: small.search(query, K).keys.tolist(),
+    }, {
+        "FAISS flat": by_faiss(flat, in_flat),
+        "FAISS HNSW": by_faiss(graph, in_graph),
+        "hnswlib": by_hnswlib(passing.__contains__),
     }
 
 
@@ -240,7 +259,7 @@ def parse(text: str | None, rows: int) -> argparse.Namespace:
 def main() -> int:
     """Build, ask, print."""
     options = parse(__doc__, 200_000)
-    machine, faiss = _record.machine(), faiss_beside()
+    machine = _record.machine()
     vectors = clustered(options.rows, options.dim)
     bucket = np.random.default_rng(2).integers(100, size=options.rows)
     queries = near(vectors, options.queries)
@@ -250,7 +269,7 @@ def main() -> int:
         start = time.perf_counter()
         home, bare = stored(Path(folder), vectors, bucket)
         built = time.perf_counter() - start
-        asked = sides(home, bare, vectors, bucket, faiss)
+        asked = sides(home, bare, vectors, bucket)
         wanted = {
             "unfiltered": nearest(vectors, queries, everything),
             "filter of 1 %": nearest(vectors, queries, some),
@@ -284,7 +303,7 @@ def main() -> int:
             "index": stats["index_views"],
             "build_seconds": round(built, 1),
             "lancedb": lancedb.__version__,
-            "faiss": faiss.__version__,
+            "libraries": {name: _peers.version(name) for name in LIBRARIES},
             "machine": machine,
         }
     _record.finish(result, options.output)

@@ -59,7 +59,8 @@ def search(document: dict[str, Any]) -> str:
         f"{document['queries']} queries, {document['rounds']} times each, one at a time, each to "
         "all sides in turn. Recall is of the exact ten nearest. *Exact* and *index* are the same "
         "collection with the usual exact limit, and with an index forced; bare LanceDB has the "
-        "index its documentation suggests; FAISS holds the vectors in memory and reads no rows.\n\n"
+        "index its documentation suggests. FAISS, hnswlib and usearch hold the vectors in memory, "
+        "know no rows and no columns, and give numbers instead of items.\n\n"
     )
     for question in ("unfiltered", "filter of 1 %"):
         text += f"| {question} | recall@10 | p50 ms | p95 ms |\n|---|---:|---:|---:|\n"
@@ -73,7 +74,8 @@ def search(document: dict[str, Any]) -> str:
         f"{batch['bare product_ms']:g} ms for the bare matrix product of NumPy. "
         f"`stats` shows a measured recall of {document['recall_in_stats']:.3f} for the index; the "
         f"promise is 0.95 through it and 0.99 behind the filter. LanceDB {document['lancedb']}, "
-        f"FAISS {document['faiss']}.\n"
+        + ", ".join(f"{name} {seen}" for name, seen in document["libraries"].items())
+        + ".\n"
     )
     return text
 

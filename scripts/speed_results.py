@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHES = {
     "training": "Training",
     "embedding": "Embedding",
+    "variants": "Adapter and runtimes",
     "metrics": "Metrics",
     "search": "Search",
     "search_million": "Search among a million",

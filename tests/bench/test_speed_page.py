@@ -49,7 +49,8 @@ def test_a_row_has_target_ratio_medians_and_how_much_is_missing(root: Path) -> N
     assert f"{missed} **missed**: 1.20 x the target | the disk |" in text
     assert "**missed**: 50% of the target" in text
     assert (
-        "Of 3 claims 1 are met and 2 missed. Not measured yet: Training, Embedding, Search," in text
+        "Of 3 claims 1 are met and 2 missed. Not measured yet: Training, Embedding, Adapter "
+        "and runtimes, Search," in text
     )
     assert "Floor: bare product 1,234 ms." in text
     assert text.count("*Not measured yet: no claims in") == len(speed_results.BENCHES) - 1
