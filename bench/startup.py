@@ -31,9 +31,9 @@ _IMPORTS = (
     "Of what is imported beside torch, lancedb takes a third (three fifths of that are the request "
     "models of its lance_namespace, which every import of it builds) and transformers most of the "
     "rest (its model classes import its generation code and torch.distributed.tensor, which "
-    "imports sympy). No smaller entry was found and nothing was cut. Left out: stand-ins in "
-    "sys.modules, which "
-    "could change what a user's own code finds there."
+    "imports sympy). No smaller entry was found. Garbage is not collected meanwhile: 7 % less in "
+    "six turns. Left out: stand-ins in sys.modules, which could change what a user's own code "
+    "finds there; a second process that loads the model while the first opens the collection."
 )
 
 
