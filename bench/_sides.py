@@ -134,7 +134,7 @@ def claim(
         numerator, denominator: a figure of each side per round, in `unit`, in the same order.
         names: of the two sides.
         unit: ``"s"``, ``"MiB"``, ``"images/s"``.
-        at_least, at_most: the target of the ratio; give one.
+        at_least, at_most: the target of the ratio; give one, or none where nothing is promised.
         note: what a reader must know in any case.
         missed: what bounds it and what was tried; part of the note where the target is missed.
 
@@ -153,7 +153,11 @@ def claim(
         "ratio": round(ratio, 3),
         "range": [round(min(ratios), 3), round(max(ratios), 3)],
         "rounds": len(ratios),
-        "target": {"at_least": at_least} if at_least is not None else {"at_most": at_most},
+        "target": {
+            name: bound
+            for name, bound in (("at_least", at_least), ("at_most", at_most))
+            if bound is not None
+        },
         "met": met,
         "note": " ".join(part for part in (note, "" if met else missed) if part),
     }

@@ -64,7 +64,7 @@ def overhead(found: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def runtimes(found: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """A claim for each runtime beside PyTorch."""
+    """Each runtime beside PyTorch. Nothing is promised: ``auto`` measures before it chooses."""
     speed = {
         name: [r["count"] / r[name] for r in found]
         for name in ("torch", "openvino", "onnx", "onnx-int8")
@@ -72,7 +72,7 @@ def runtimes(found: list[dict[str, float]]) -> list[dict[str, Any]]:
     return [
         claim(
             f"pictures/s of the frozen model by the runtime {name} against PyTorch, batch 32",
-            values, speed["torch"], names=(name, "torch"), unit="pictures/s", at_least=1.1,
+            values, speed["torch"], names=(name, "torch"), unit="pictures/s",
             note=f"least cosine {found[-1][name + ' cosine']:.5f}, "
             + ("passes the gate" if found[-1][name + " passed"] else "refused by the gate"),
         )

@@ -45,9 +45,10 @@ def machine(document: dict[str, Any]) -> str:
     )
     if seen["load_average"] > BUSY:
         said += (
-            f" **The machine was shared**: the load average was {seen['load_average']:g} on "
-            f"{seen['cores']} cores when it began, so times are too long and rates too low, on "
-            "all sides alike; what was found and lost does not depend on it."
+            f" **Not surely alone**: the load average was {seen['load_average']:g} on "
+            f"{seen['cores']} cores when it began, of other work or of what had ended just before; "
+            "times can be too long and rates too low, on all sides alike. What was found and lost "
+            "does not depend on it."
         )
     return said + "\n"
 

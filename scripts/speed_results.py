@@ -55,7 +55,7 @@ def documents(root: Path = ROOT) -> dict[str, Document]:
 
 
 def target(claim: Document) -> str:
-    """``≥ 8`` or ``≤ 1.25``."""
+    """``≥ 8`` or ``≤ 1.25``; empty where nothing is promised."""
     bounds = {"at_least": "≥", "at_most": "≤"}
     words = [f"{bounds[name]} {value:g}" for name, value in claim["target"].items()]
     return ", ".join(words)
@@ -63,6 +63,8 @@ def target(claim: Document) -> str:
 
 def verdict(claim: Document) -> str:
     """Met, or by how much it is missed: the share of a target reached, or its multiple."""
+    if not claim["target"]:
+        return ""
     if claim["met"]:
         return "met"
     ((bound, value),) = claim["target"].items()
@@ -128,8 +130,8 @@ def curves(document: Document) -> str:
 
 
 def summary(found: Mapping[str, Document]) -> str:
-    """How many claims are met, missed, and which benches are missing."""
-    claims = [claim for document in found.values() for claim in document["claims"]]
+    """How many claims with a target are met, missed, and which benches are missing."""
+    claims = [c for document in found.values() for c in document["claims"] if c["target"]]
     met = sum(claim["met"] for claim in claims)
     missing = [title for name, title in BENCHES.items() if name not in found]
     text = f"Of {len(claims)} claims {met} are met and {len(claims) - met} missed."

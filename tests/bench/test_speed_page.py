@@ -56,6 +56,14 @@ def test_a_row_has_target_ratio_medians_and_how_much_is_missing(root: Path) -> N
     assert text.count("*Not measured yet: no claims in") == len(speed_results.BENCHES) - 1
 
 
+def test_what_has_no_target_is_neither_met_nor_missed(root: Path) -> None:
+    free = _sides.claim("as it is", [2.0], [1.0], names=("a", "b"), unit="s")
+    write(root, "metrics", document() | {"claims": [*document()["claims"], free]})
+    (text,) = speed_results.pages(root).values()
+    assert "| as it is |  | 2 [2, 2] | 2 : 1 s (a : b) |  |  |" in text
+    assert "Of 3 claims" in text
+
+
 def test_growth_has_a_table_and_a_picture(root: Path) -> None:
     curve = {
         "what": "search & rank", "unit_size": "1,000 rows", "scales": [1, 4, 16],
