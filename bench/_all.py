@@ -2,7 +2,7 @@
 
     python bench/_all.py [NAME ...] [--smoke]
 
-Without names, all of them. ``--smoke`` runs each at a tiny size in a minute or less and keeps
+Without names, all of them. ``--smoke`` runs each at a tiny size in minutes at most and keeps
 nothing: it shows that they run, its figures mean nothing. A bench that fails does not stop the
 others; the exit code is 1 if any did.
 """

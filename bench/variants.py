@@ -43,13 +43,15 @@ def make_adapter(model: Path) -> None:
     save_adapter(backbone, "default", model.parent / "adapter")
 
 
-def measured(work: Path, part: str, inputs: list[str], rounds: int) -> list[dict[str, float]]:
+def measured(
+    work: Path, part: str, inputs: list[str], rounds: int, warm_up: int
+) -> list[dict[str, float]]:
     """What the process of ours/embedding.py says, round by round."""
     listed = work / f"{part}.json"
     listed.write_text(json.dumps(inputs))
     side = Side(part, ["ours/embedding.py", part, str(work / "model"), str(listed)])
     try:
-        return alternate([side], rounds)[part]
+        return alternate([side], rounds, warm_up=warm_up)[part]
     finally:
         side.close()
 
@@ -87,7 +89,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--smoke", action="store_true", help="a few inputs, one round")
     args = parser.parse_args()
-    rounds = 1 if args.smoke else args.rounds
+    rounds, warm_up = (1, 0) if args.smoke else (args.rounds, 1)
     machine = _record.machine()
     from crossadapt.backbones.precision import choose_precision
 
@@ -96,11 +98,11 @@ def main() -> None:
         os.environ["CROSSADAPT_CACHE"] = str(work / "cache")  # exports and verdicts of this run
         _model.make_model(work / "model", _peers.python())
         make_adapter(work / "model")
-        captions = _model.captions(_CAPTIONS)
+        captions = _model.captions(32 if args.smoke else _CAPTIONS)
         pictures = _model.make_pictures(work / "pictures", 32 if args.smoke else _PICTURES)
         claims = [
-            overhead(measured(work, "overhead", captions, rounds)),
-            *runtimes(measured(work, "runtimes", pictures, rounds)),
+            overhead(measured(work, "overhead", captions, rounds, warm_up)),
+            *runtimes(measured(work, "runtimes", pictures, rounds, warm_up)),
         ]
     _record.finish(
         {
