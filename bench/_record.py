@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores, memory, versions, and how busy the machine was when asked.
 
     ``load_average`` is that of the last minute: above 0 at the start of a measurement, other work
-    ran beside it and its times are too long.
+    ran beside it or had ended just before, and its times may be too long.
     """
     import torch
 

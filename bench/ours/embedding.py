@@ -1,4 +1,4 @@
-"""Our side of the embedding bench: ``embed_files`` and ``Embedder.texts``.
+"""Our side of bench/embedding.py and bench/variants.py: `embed_files` and the embedder itself.
 
 python bench/ours/embedding.py images|texts|overhead|runtimes MODEL INPUTS.json [OUT.npy]
 """

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from tests.search.query_world import World, nudged, world
 
 from crossadapt.cli.main import main
 from crossadapt.data.openmoji import picture_bytes
-from crossadapt.search import opening
+from crossadapt.search import opening, query
 from crossadapt.search.collection import Collections
 
 pytestmark = pytest.mark.xdist_group("query")
@@ -69,6 +70,22 @@ def test_json_is_pure_and_complete(search: Run, emoji: World) -> None:
     assert set(document["seconds"]) == {"prepare", "embed", "search", "total"}
     code, out, _ = search("--like", hit["id"], "--json", "--k", 3)
     assert hit["id"] not in [found["id"] for found in json.loads(out)["hits"]]
+
+
+@pytest.mark.parametrize("text", ["an animal", ""])  # the second is refused
+def test_garbage_is_not_collected_meanwhile_and_is_afterwards(
+    text: str, search: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    check = query.check
+
+    def watched(*args: object) -> object:
+        seen.append(gc.isenabled())
+        return check(*args)
+
+    monkeypatch.setattr(query, "check", watched)
+    search(text)
+    assert (seen, gc.isenabled()) == ([False], True)
 
 
 def test_compare_shows_both(search: Run) -> None:
